@@ -1,0 +1,18 @@
+"""Kinfold keeps a family of fine-tuned models in little more room than their one base."""
+
+from kinfold._version import __version__
+from kinfold.budget import Calibration
+from kinfold.errors import KinfoldError
+from kinfold.pack import diff, inspect, load, pack, restore, verify
+
+__all__ = [
+    "Calibration",
+    "KinfoldError",
+    "__version__",
+    "diff",
+    "inspect",
+    "load",
+    "pack",
+    "restore",
+    "verify",
+]

@@ -1,0 +1,75 @@
+"""Outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kinfold.errors import OutputError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into an OutputError that names the place."""
+    try:
+        yield
+    except OSError as cause:
+        full = cause.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        what = "no room left" if full else str(cause)
+        raise OutputError(f"cannot write `{path}`: {what}", hint=f"df -h {path.parent}" if full else "") from cause
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise OutputError when `path` exists and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"`{path}` exists", hint="choose another -o, or pass --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder `{path.parent}` does not exist", hint=f"mkdir -p {path.parent}")
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "posix":  # a rename is durable only once its directory is
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; fsync and rename it on success, remove it on failure."""
+    refuse_existing(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; rename it on success, remove it on failure."""
+    refuse_existing(path, overwrite)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        with disk_errors(path):
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                os.replace(path, retired)
+            os.replace(temporary, path)
+            _sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""`dare`: keep each entry with probability p by a seeded mask, divide by p. DARE, arXiv 2311.03099."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from kinfold.codec.base import (
+    Codec,
+    CodecConfig,
+    Importance,
+    Payload,
+    Plan,
+    Shape,
+    check_finite,
+    require_bits,
+)
+from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
+from kinfold.codec.random import uniform_bits
+from kinfold.errors import BudgetError, PackError
+
+_CHUNK = 1 << 20  # keys drawn at once; a multiple of 4
+_CLIP = 3.0  # standard deviations covered by the levels
+
+
+class DareConfig(CodecConfig):
+    """Options of `dare`.
+
+    Attributes:
+        value_bits: width of a kept value: 16; 8 or 4 on an odd number of levels; 1 = sign times mean |D|.
+        keep: the share of entries kept; None keeps what the budget allows.
+    """
+
+    value_bits: Literal[16, 8, 4, 1] = 4
+    keep: float | None = Field(default=None, gt=0, le=1)
+
+
+class Dare(Codec):
+    """An unbiased estimate of D whose mask costs no bits: it is drawn again from the seed."""
+
+    name = "dare"
+    Config = DareConfig
+    config: DareConfig
+
+    def minimum_bits(self, shape: Shape) -> int:
+        if self.config.keep is not None:
+            return 8 * self._bytes(max(1, round(self.config.keep * math.prod(shape))))
+        return 8 * self._bytes(1)
+
+    def _bytes(self, count: int) -> int:
+        return 4 + packed_bytes(count, self.config.value_bits)  # a float32 scale, then the values
+
+    def _count(self, shape: Shape, bits: int) -> int:
+        cells = math.prod(shape)
+        if self.config.keep is not None:
+            return max(1, round(self.config.keep * cells))
+        return min((bits // 8 - 4) * 8 // self.config.value_bits, cells)
+
+    def shares(self, shapes: Sequence[Shape], total_bits: int) -> list[int]:
+        if self.config.keep is None:
+            return super().shares(shapes, total_bits)
+        needed = [self.minimum_bits(shape) for shape in shapes]
+        if sum(needed) > total_bits:
+            raise BudgetError(
+                f"`dare` takes {sum(needed) // 8} bytes at keep={self.config.keep}, {max(total_bits, 0) // 8} are left",
+                hint="leave out --option keep=... to keep what the budget allows",
+                least_bytes=sum(needed) // 8,
+            )
+        return needed
+
+    def plan(self, shape: Shape, dtype: torch.dtype, budget_bits: int) -> Plan:
+        require_bits(self, shape, budget_bits)
+        return Plan(self._bytes(self._count(shape, budget_bits)))
+
+    def encode(
+        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
+    ) -> Payload:
+        require_bits(self, tuple(delta.shape), budget_bits)
+        check_finite(delta)
+        flat = delta.float().reshape(-1).numpy()
+        mask, count = kept_mask(flat.size, self._count(tuple(delta.shape), budget_bits), seed)
+        values, width = flat[mask], self.config.value_bits
+        scale = _scale(flat, width)
+        if width == 16:
+            data = _halved(values, scale).tobytes()
+        elif width == 1:
+            data = np.packbits(values >= 0, bitorder="little").tobytes()
+        else:
+            top = (1 << (width - 1)) - 1
+            step = scale if scale else np.float32(1)
+            data = pack_bits(np.clip(np.rint(values / step), -top, top).astype(np.int64) + top, width)
+        return Payload(scale.astype("<f4").tobytes() + data, {"s": count, "w": width}, seed)
+
+    def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        cells = math.prod(shape)
+        count, width = payload.params.get("s"), payload.params.get("w")
+        if type(count) is not int or not 0 <= count <= cells or width not in (16, 8, 4, 1):
+            raise PackError(f"dare: {count!r} entries at {width!r} bits are impossible for {list(shape)}")
+        if len(payload.data) != 4 + packed_bytes(count, width):
+            raise PackError(f"dare: {len(payload.data)} bytes do not hold {count} values of {width} bits")
+        scale = np.frombuffer(payload.data[:4], "<f4")[0]
+        data = memoryview(payload.data)[4:]
+        if width == 16:
+            values = np.frombuffer(data, "<f2").astype(np.float32) * scale
+        elif width == 1:
+            values = np.where(unpack_bits(data, 1, count) > 0, scale, -scale)
+        else:
+            top = (1 << (width - 1)) - 1
+            values = (unpack_bits(data, width, count).astype(np.float32) - np.float32(top)) * scale
+        mask, drawn = kept_mask(cells, count, payload.seed)
+        if drawn != count or not np.isfinite(values).all():
+            raise PackError("dare: the values do not fit the seeded mask, or one is not finite")
+        delta = np.zeros(cells, np.float32)
+        delta[mask] = values * np.float32(cells / count) if count else values
+        return torch.from_numpy(delta).reshape(shape).to(dtype)
+
+
+def kept_mask(cells: int, count: int, seed: int) -> tuple[np.ndarray, int]:
+    """The mask (bool, `cells`) of the entries whose 32-bit key lies below a threshold, and how many.
+
+    The threshold is the largest one that keeps at most `count`, so equal keys may keep fewer.
+    """
+    keys = np.empty(cells, np.uint32)
+    for start in range(0, cells, _CHUNK):
+        some = min(_CHUNK, cells - start)
+        keys[start : start + some] = uniform_bits(seed, start, some).numpy().astype(np.uint32)
+    if count >= cells:
+        return np.ones(cells, bool), cells
+    threshold = np.partition(keys, count)[count]
+    mask = keys < threshold
+    return mask, int(mask.sum())
+
+
+def _scale(flat: np.ndarray, width: int) -> np.float32:
+    """The largest size at 16 bits, mean size at 1, else the step that spreads the levels over 3 sigma."""
+    if width == 16:
+        return np.float32(np.abs(flat).max(initial=0.0))
+    if width == 1:
+        return np.float32(np.abs(flat).mean(dtype=np.float64))
+    return np.float32(_CLIP * np.sqrt(np.square(flat, dtype=np.float64).mean()) / ((1 << (width - 1)) - 1))
+
+
+def _halved(values: np.ndarray, scale: np.float32) -> np.ndarray:
+    return (values / scale if scale else values).astype("<f2")

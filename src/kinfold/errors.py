@@ -1,0 +1,75 @@
+"""Every error Kinfold raises on purpose.
+
+KinfoldError                the user's input or machine is at fault; exit code 1
+├── CheckpointError         a model directory cannot be read, matched or written
+├── PackError               a pack file is damaged, hostile, or made by a newer version
+│   └── WrongBaseError      the pack is sound but belongs to another base
+├── BudgetError             the budget is malformed, or too small for what must be stored
+├── CodecError              a codec cannot code this tensor, or an option is not its own
+├── CalibrationError        calibration rows or the model that reads them are at fault
+├── DataError               a package or data set cannot be fetched or fails its checksum
+├── OutputError             the output exists, or the disk cannot take it
+└── MissingExtraError       an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+
+class KinfoldError(Exception):
+    """A mistake the user can mend.
+
+    Args:
+        message: what was given and what is allowed, one sentence, no full stop.
+        hint: the next command or step; shown on its own line.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CheckpointError(KinfoldError):
+    """A model directory cannot be read, matched or written."""
+
+
+class PackError(KinfoldError):
+    """A pack file is damaged, hostile, or made by a newer version."""
+
+
+class WrongBaseError(PackError):
+    """The pack is sound but was made from another base."""
+
+
+class BudgetError(KinfoldError):
+    """The budget is malformed, or too small for what must be stored.
+
+    Attributes:
+        least_bytes: the smallest number that would have done, where it is known.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", least_bytes: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.least_bytes = least_bytes
+
+
+class CodecError(KinfoldError):
+    """A codec cannot code this tensor, or an option is not its own."""
+
+
+class CalibrationError(KinfoldError):
+    """Calibration rows, or the model that must read them, are at fault."""
+
+
+class DataError(KinfoldError):
+    """A package or data set cannot be fetched or fails its checksum."""
+
+
+class OutputError(KinfoldError):
+    """The output exists already, or the disk cannot take it."""
+
+
+class MissingExtraError(KinfoldError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs `{package}`, which is not installed", hint=f"pip install 'kinfold[{extra}]'")

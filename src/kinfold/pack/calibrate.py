@@ -1,0 +1,113 @@
+"""What calibration adds to a plan: importance of every matrix, and the choice among whole-model settings."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from kinfold.budget import Budget, Calibration
+from kinfold.budget.importance import mean_divergence, measure, read_importance, targets
+from kinfold.codec import Codec, Importance
+from kinfold.codec.factors import matrix_sides
+from kinfold.codec.lowrank import as_matrix, leading
+from kinfold.codec.threads import ordered_map, single_threaded
+from kinfold.pack.plan import Importances
+from kinfold.pack.source import Sources
+from kinfold.pack.units import Draft
+from kinfold.tasks import Task
+
+
+@contextmanager
+def calibrated(
+    sources: Sources,
+    matrices: Sequence[Draft],
+    codec: Codec | None,
+    budget: Budget | None,
+    calibration: Calibration | None,
+    seed: int,
+) -> Iterator[tuple[Codec | None, Importances]]:
+    """Yield the codec to plan with and what calibration says of each matrix.
+
+    Without calibration the codec is the one given. With it, importance is measured once at the model that
+    the largest low-rank part gives; a codec with whole-model alternatives is settled on the one whose
+    restored model diverges least from the variant.
+    """
+    if codec is None or budget is None or calibration is None or not matrices:
+        yield codec, lambda _: None
+        return
+    # one thread here too: gradients decide which entries are kept, so their last bits decide bytes
+    with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, single_threaded():
+        task = Task.load(sources.variant.directory)
+        wanted = targets(task, calibration)
+        path = Path(folder) / "importance.safetensors"
+        shares = _shares(matrices, codec, budget, sources)
+        shapes = {draft.name: draft.shape for draft in matrices}
+        if codec.needs_importance:
+            ranks = [codec.top_rank(draft.shape, bits) for draft, bits in zip(matrices, shares, strict=True)]
+            approximate = ordered_map(
+                lambda item: _low_rank(sources.delta(item[0].pieces), item[1]),
+                list(zip(matrices, ranks, strict=True)),
+            )
+            _place(task, sources, matrices, approximate)
+            measure(task, list(shapes), calibration, wanted, seed, path)
+
+        def importance(name: str) -> Importance | None:
+            return read_importance(path, name, shapes[name]) if path.exists() else None
+
+        yield (
+            _least_divergence(task, sources, matrices, codec, shares, calibration, wanted, importance),
+            importance,
+        )
+
+
+def _shares(matrices: Sequence[Draft], codec: Codec, budget: Budget, sources: Sources) -> list[int]:
+    """About the bits each matrix will get: norms and header are left out of the account here."""
+    if budget.kind == "rank":
+        return [budget.matrix_bits(matrix_sides(draft.shape)) for draft in matrices]
+    total = budget.file_bytes(sum(2 * draft.numel for draft in matrices)) or 0
+    return codec.shares([draft.shape for draft in matrices], 8 * total)
+
+
+def _low_rank(delta: torch.Tensor, rank: int) -> torch.Tensor:
+    a, c = leading(as_matrix(delta), rank).balanced(rank)
+    return (a @ c.T).float().reshape(delta.shape)
+
+
+def _place(task: Task, sources: Sources, matrices: Sequence[Draft], deltas: Iterator[torch.Tensor]) -> None:
+    """Set every coded matrix of the model to base + delta, and leave the rest as the variant has it."""
+    parameters = task.parameters([draft.name for draft in matrices])
+    with torch.no_grad():
+        for draft, delta in zip(matrices, deltas, strict=True):
+            reference = sources.reference(draft.pieces)
+            assert reference is not None  # only tensors with a base are coded as matrices
+            parameters[draft.name][: delta.shape[0]] = reference.float() + delta
+
+
+def _least_divergence(
+    task: Task,
+    sources: Sources,
+    matrices: Sequence[Draft],
+    codec: Codec,
+    shares: Sequence[int],
+    calibration: Calibration,
+    wanted: Sequence[torch.Tensor],
+    importance: Importances,
+) -> Codec:
+    best, least = codec, float("inf")
+    for candidate in codec.alternatives():
+
+        def rebuilt(item: tuple[Draft, int], candidate: Codec = candidate) -> torch.Tensor:
+            draft, bits = item
+            delta = sources.delta(draft.pieces)
+            payload = candidate.encode(delta, budget_bits=bits, importance=importance(draft.name))
+            return candidate.decode(payload, draft.shape)
+
+        _place(task, sources, matrices, ordered_map(rebuilt, list(zip(matrices, shares, strict=True))))
+        found = mean_divergence(task, calibration, wanted)
+        if found < least:
+            best, least = candidate, found
+    return best

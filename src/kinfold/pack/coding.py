@@ -1,0 +1,99 @@
+"""A unit's tensors to a payload, and a payload back to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kinfold.checkpoint import DTYPES
+from kinfold.codec import Payload, create, exact, tensor_seed
+from kinfold.errors import PackError
+from kinfold.pack.manifest import Piece, Unit
+from kinfold.pack.plan import Importances, Job, naming
+from kinfold.pack.source import Sources, lay
+
+Reader = Callable[[Piece], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A payload with what the manifest says of it."""
+
+    data: bytes
+    params: dict[str, Any] = field(default_factory=dict)
+    error: float = 0.0
+    norm: float = 0.0
+
+
+def encode(sources: Sources, job: Job, seed: int, importance: Importances) -> Coded:
+    """Code one unit and measure its error on what the decoder will give.
+
+    Raises:
+        CodecError: the tensor cannot be coded; its name is in the message.
+    """
+    draft = job.draft
+    with naming(draft):
+        if job.ready is not None:
+            return Coded(job.ready)
+        if job.codec is None:
+            return Coded(exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces)))
+        delta = sources.delta(draft.pieces)
+        own = tensor_seed(seed, draft.name)
+        payload = job.codec.encode(
+            delta, budget_bits=job.bits, importance=importance(draft.name) if draft.matrix else None, seed=own
+        )
+        norm = float(delta.norm(dtype=torch.float64))
+        missed = float(job.codec.decode(payload, tuple(delta.shape)).sub_(delta).norm(dtype=torch.float64))
+        error = missed / norm if norm else missed
+        return Coded(payload.data, payload.params, _three_digits(error), _three_digits(norm))
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def decode(unit: Unit, payload: bytes, seed: int, read: Reader) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """The variant's tensors of a unit, in the variant's dtype.
+
+    Args:
+        unit: from a checked manifest.
+        payload: its bytes.
+        seed: of the pack.
+        read: gives the base's values for a piece, in the base's dtype; called for pieces with a base.
+
+    Raises:
+        PackError: the payload does not fit the unit.
+    """
+    pieces = unit.pieces
+    based = pieces[0].base is not None
+    reference = [read(piece) for piece in pieces] if based else []
+    dtype = DTYPES[pieces[0].dtype]
+    if unit.codec == "exact":
+        flat = exact.decode(payload, unit.shape, dtype, lay(reference) if based else None)
+        yield from _split(flat, pieces)
+        return
+    codec = create(unit.codec)
+    coded = Payload(payload, unit.params, tensor_seed(seed, pieces[0].name))
+    delta = codec.decode(coded, unit.shape)
+    for number, (piece, part) in enumerate(_split(delta, pieces)):
+        if not based:
+            yield piece, part.to(dtype)
+            continue
+        exactly = torch.float64 if torch.float64 in (dtype, reference[number].dtype) else torch.float32
+        yield piece, (reference[number].to(exactly) + part.to(exactly)).to(dtype)
+
+
+def _split(tensor: torch.Tensor, pieces: list[Piece]) -> Iterator[tuple[Piece, torch.Tensor]]:
+    if len(pieces) == 1:
+        yield pieces[0], tensor
+        return
+    position = 0
+    for piece in pieces:
+        part = tensor[position : position + piece.numel]
+        position += piece.numel
+        yield piece, part.reshape(piece.part)
+    if position != tensor.numel():
+        raise PackError(f"`{pieces[0].name}`: a payload holds {tensor.numel()} values, {position} were expected")

@@ -1,0 +1,79 @@
+"""Config and tokenizer files: those that equal the base's cost a hash, the others are kept compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import zstandard
+
+from kinfold.checkpoint import Checkpoint
+from kinfold.errors import PackError
+from kinfold.pack.format import short_hash
+from kinfold.pack.manifest import MAX_EXPANSION, SideFile
+
+
+def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], bytes, list[str]]:
+    """What the variant needs beside its weights.
+
+    Returns:
+        The files in order of path, the joined bytes of those that must be kept, and the paths left out
+        because `from_pretrained` does not read them.
+    """
+    kept, left_out = variant.side_files()
+    files, parts = [], []
+    for path in kept:
+        data = (variant.directory / path).read_bytes()
+        there = base.directory / path
+        reference = there.read_bytes() if there.is_file() else None
+        if reference == data:
+            files.append(SideFile(path=path, hash=short_hash(data), origin="base"))
+            continue
+        packed, origin = zstandard.ZstdCompressor(level=19).compress(data), "pack"
+        if reference:  # a tokenizer with one token more costs a few hundred bytes against the base's
+            patch = zstandard.ZstdCompressor(level=19, dict_data=_dictionary(reference)).compress(data)
+            packed, origin = min((packed, origin), (patch, "patch"), key=lambda choice: len(choice[0]))
+        files.append(SideFile(path=path, hash=short_hash(data), origin=origin, bytes=len(packed)))
+        parts.append(packed)
+    return files, b"".join(parts), left_out
+
+
+def unpack(files: list[SideFile], blob: bytes, base: Path) -> Mapping[str, bytes]:
+    """Contents of every file, each checked against its hash.
+
+    Raises:
+        PackError: a file of the base is gone or differs, or a kept one does not decompress to its hash.
+    """
+    contents: dict[str, bytes] = {}
+    position = 0
+    for file in files:
+        there = base / file.path
+        reference = there.read_bytes() if file.origin != "pack" and there.is_file() else b""
+        if file.origin == "base":
+            data = reference
+        else:
+            data = _decompress(blob[position : position + file.bytes], reference, file)
+            position += file.bytes
+        if short_hash(data) != file.hash:
+            where = f"`{there}`" if file.origin != "pack" else f"`{file.path}` in the pack"
+            raise PackError(
+                f"{where} is not the file this pack was made with",
+                hint="restore the base's config and tokenizer files, then run the same command again",
+            )
+        contents[file.path] = data
+    return contents
+
+
+def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _decompress(packed: bytes, reference: bytes, file: SideFile) -> bytes:
+    dictionary = _dictionary(reference) if file.origin == "patch" and reference else None
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= len(packed) * MAX_EXPANSION:
+            raise PackError(f"`{file.path}` claims {size} bytes")
+        return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(packed, max_output_size=max(size, 1))
+    except zstandard.ZstdError as cause:
+        raise PackError(f"`{file.path}` in the pack does not decompress: {cause}") from cause

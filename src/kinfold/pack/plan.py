@@ -1,0 +1,198 @@
+"""Before a byte is coded: which codec and how many bits each unit gets, so that the whole file fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kinfold.budget import Budget
+from kinfold.codec import Codec, Importance, create, exact
+from kinfold.codec.factors import matrix_sides
+from kinfold.codec.threads import ordered_map
+from kinfold.errors import BudgetError, CodecError
+from kinfold.pack.format import entry_sizes, pack_bytes, short_hash
+from kinfold.pack.manifest import Manifest, Unit
+from kinfold.pack.source import Sources
+from kinfold.pack.units import Draft
+
+KEPT_SHARE = 20  # what is kept (norms, biases, heads) may take a twentieth of the file at full fidelity
+_WIDTHS = (8, 4)  # then these bits a value, in turn
+
+
+@dataclass(frozen=True)
+class Job:
+    """A unit with its codec (None: exact) and bits; `ready` is a payload that planning had to code already."""
+
+    draft: Draft
+    codec: Codec | None
+    bits: int
+    ready: bytes | None = None
+
+
+Importances = Callable[[str], Importance | None]
+
+
+def plan(
+    sources: Sources,
+    drafted: Sequence[Draft],
+    codec: Codec | None,
+    budget: Budget | None,
+    skeleton: Manifest,
+    files_bytes: int,
+    importance: Importances,
+    *,
+    spare: int = 0,
+) -> tuple[list[Job], int]:
+    """Split the budget.
+
+    Args:
+        sources: base and variant.
+        drafted: units, matrices first.
+        codec: of the matrices; None when everything is kept exactly.
+        budget: of the whole file; None when everything is kept exactly.
+        skeleton: the manifest without units, to know what it will take.
+        files_bytes: bytes of config and tokenizer files.
+        importance: what calibration says of a tensor, by name.
+        spare: bytes to leave unused, after a first plan came out too large.
+
+    Returns:
+        The jobs in file order, and the bytes of the whole file at most (0 where only coding can tell).
+
+    Raises:
+        BudgetError: the budget cannot hold what must be kept; the smallest possible is named.
+    """
+    matrices = [draft for draft in drafted if draft.matrix]
+    kept = [draft for draft in drafted if not draft.matrix]
+    if codec is None or budget is None:
+        return [Job(draft, None, 8 * draft.nbytes) for draft in kept], 0
+    total = budget.file_bytes(skeleton.reference_bytes)
+    if total is None:
+        bits = [budget.matrix_bits(matrix_sides(draft.shape)) for draft in matrices]
+        settled, _ = _settle(sources, matrices, codec, bits, importance)
+        return _matrix_jobs(matrices, settled, bits) + [_exact_job(sources, draft) for draft in kept], 0
+    overhead = _overhead(skeleton, matrices, kept, codec.name, total, files_bytes) + spare
+    failure: tuple[BudgetError, int] | None = None
+    for kept_jobs, last in _keep(sources, kept, total // KEPT_SHARE):
+        taken = overhead + sum(-(-job.bits // 8) for job in kept_jobs)
+        if taken > total and not last:
+            continue
+        try:
+            settled, bits = _settle(sources, matrices, codec, 8 * (total - taken), importance)
+        except BudgetError as error:
+            failure = (error, taken)
+            continue
+        jobs = _matrix_jobs(matrices, settled, bits) + kept_jobs
+        return jobs, overhead + sum(-(-job.bits // 8) for job in jobs)
+    assert failure is not None
+    raise _too_small(budget, total, *failure, skeleton.reference_bytes) from failure[0]
+
+
+def _matrix_jobs(matrices: Sequence[Draft], codec: Codec, bits: Sequence[int]) -> list[Job]:
+    return [Job(draft, codec, share) for draft, share in zip(matrices, bits, strict=True)]
+
+
+def _settle(
+    sources: Sources, matrices: Sequence[Draft], codec: Codec, given: int | list[int], importance: Importances
+) -> tuple[Codec, list[int]]:
+    """Survey every delta if the codec wants to, then let it settle; `given` is bits in all, or bits each."""
+    if not matrices:
+        return codec, []
+    shapes = [draft.shape for draft in matrices]
+    each = codec.shares(shapes, given) if isinstance(given, int) else given
+    surveys: list[np.ndarray | None] = [None] * len(matrices)
+    if codec.surveys:
+
+        def look(job: tuple[Draft, int]) -> np.ndarray | None:
+            draft, bits = job
+            with naming(draft):
+                return codec.survey(sources.delta(draft.pieces), bits, importance(draft.name))
+
+        surveys = list(ordered_map(look, list(zip(matrices, each, strict=True))))
+    return codec.settle(shapes, surveys, sum(each) if isinstance(given, list) else given)
+
+
+def _keep(sources: Sources, kept: Sequence[Draft], room: int) -> Iterator[tuple[list[Job], bool]]:
+    """Ways to keep what is no matrix, most faithful first, and whether it is the last: exact, 8, 4 bits.
+
+    Ways that take more than `room` bytes are passed over, but for the last. Integers, and floats whose
+    delta is not finite, are exact in all of them.
+    """
+    if sum(draft.nbytes for draft in kept) <= 4 * room:  # else exact cannot fit, and is not tried
+        jobs = [_exact_job(sources, draft) for draft in kept]
+        if sum(job.bits for job in jobs) <= 8 * room:
+            yield jobs, not jobs
+    for width in _WIDTHS if kept else ():
+        jobs = [_rounded_job(sources, draft, create("rtn", {"value_bits": width})) for draft in kept]
+        last = width == _WIDTHS[-1]
+        if last or sum(job.bits for job in jobs) <= 8 * room:
+            yield jobs, last
+
+
+def _exact_job(sources: Sources, draft: Draft) -> Job:
+    payload = exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces))
+    return Job(draft, None, 8 * len(payload), payload)
+
+
+def _rounded_job(sources: Sources, draft: Draft, rounding: Codec) -> Job:
+    floats = draft.pieces[0].dtype in ("F64", "F32", "F16", "BF16")
+    if floats and bool(torch.isfinite(sources.delta(draft.pieces)).all()):
+        return Job(draft, rounding, rounding.minimum_bits(draft.shape))
+    return _exact_job(sources, draft)
+
+
+@contextmanager
+def naming(draft: Draft) -> Iterator[None]:
+    """Name the tensor in any error that a codec raises."""
+    try:
+        yield
+    except (BudgetError, CodecError) as error:
+        raise type(error)(f"`{draft.name}`: {error}", hint=error.hint) from error
+
+
+def _overhead(
+    skeleton: Manifest,
+    matrices: Sequence[Draft],
+    kept: Sequence[Draft],
+    codec: str,
+    total: int,
+    files_bytes: int,
+) -> int:
+    """Bytes of everything but payloads, from a manifest of the same shape with made-up figures.
+
+    Shares of the budget are guessed by size, as they decide which payloads are entries of their own.
+    """
+    weights = sum(draft.numel for draft in matrices)
+    units = []
+    for number, draft in enumerate([*matrices, *kept]):
+        digits = (number * 7919 + 104729) % 899 + 100  # varied digits, as real figures have
+        share = total * draft.numel // weights if draft.matrix else draft.numel
+        params = {"k": digits % 97, "w": 8, "f": digits % 89, "s": [9 * digits, 9999 - digits]}
+        units.append(
+            Unit(
+                codec=codec if draft.matrix else "rtn",
+                bytes=share + digits % 10,
+                pieces=list(draft.pieces),
+                params=params if draft.matrix else {"w": 8},
+                error=digits / 1e3,
+                norm=(1099 - digits) / 1e2,
+            )
+        )
+    hashes = {name: short_hash(name.encode()) for name in entry_sizes(units, files_bytes)}
+    planned = skeleton.model_copy(update={"units": units, "entries": hashes})
+    payloads = sum(unit.bytes for unit in units)
+    return int(1.01 * (pack_bytes(planned, files_bytes) - payloads)) + 32
+
+
+def _too_small(budget: Budget, total: int, error: BudgetError, taken: int, reference_bytes: int) -> BudgetError:
+    least = taken + error.least_bytes
+    kilobytes = -(-least // 1000)
+    return BudgetError(
+        f"a budget of `{budget.text}` is {total} bytes; header, norms, biases and new tensors take {taken} of "
+        f"them, and {error}; the smallest possible is {least} bytes",
+        hint=f"--budget {kilobytes}kB (about 1/{reference_bytes // (1000 * kilobytes)} of the reference size)",
+        least_bytes=least,
+    )

@@ -1,0 +1,197 @@
+"""Rows, models and losses: what calibration (and later auditing and forgetting) asks of a model.
+
+A model answers rows with an *output*: the logits of its head, or, where it has none, the mean of its last
+hidden states over the attention mask. Two outputs are compared by the KL divergence of the distributions
+they stand for: categorical for logits, Gaussian of unit variance for hidden states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from kinfold.checkpoint import Checkpoint
+from kinfold.errors import CalibrationError, CheckpointError
+
+Row = dict[str, Any]
+MAX_TOKENS = 512
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a JSONL file: each has `text` or `input_ids`, and optionally `label`.
+
+    Raises:
+        CalibrationError: the file or a line of it cannot be read; the line's number is named.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise CalibrationError(f"cannot read `{path}`: {cause}") from cause
+    rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise CalibrationError(f"`{path}` has no rows", hint='one JSON object a line, such as {"text": "..."}')
+    return rows
+
+
+def _row(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as cause:
+        raise CalibrationError(f"line {number} of `{path}` is no JSON: {cause}") from cause
+    text = isinstance(row, dict) and isinstance(row.get("text"), str)
+    ids = row.get("input_ids") if isinstance(row, dict) else None
+    counted = isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
+    if not text and not counted:
+        raise CalibrationError(
+            f"line {number} of `{path}` has neither `text` nor a list of `input_ids`",
+            hint='one JSON object a line, such as {"text": "..."} or {"input_ids": [101, 7592, 102]}',
+        )
+    return row
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No hub, no progress bars, no chatter from transformers inside the block."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def model_class(config: Any) -> Any:
+    """The class in `config.architectures`, or AutoModel where transformers has none of that name."""
+    import transformers
+
+    named = [getattr(transformers, name, None) for name in config.architectures or []]
+    return next((kind for kind in named if kind is not None), transformers.AutoModel)
+
+
+@dataclass
+class Task:
+    """A model with what it takes to answer rows.
+
+    Attributes:
+        model: float32, in evaluation mode.
+        tokenizer: None where the directory has none; rows then need `input_ids`.
+        head: (weight, bias) of a linear head kept beside an encoder as `head.weight` (classes, hidden)
+            and `head.bias` (classes,); None where the model's own class has a head or there is none.
+    """
+
+    model: Any
+    tokenizer: Any
+    head: tuple[torch.Tensor, torch.Tensor] | None
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Task:
+        """Load a model directory.
+
+        Raises:
+            CheckpointError: transformers cannot build a model from it.
+        """
+        import transformers
+
+        checkpoint = Checkpoint.open(directory)
+        with quiet_transformers():
+            try:
+                config = transformers.AutoConfig.from_pretrained(directory)
+                model = model_class(config).from_pretrained(directory, dtype=torch.float32).eval()
+            except (OSError, ValueError) as cause:
+                raise CheckpointError(f"transformers cannot load `{directory}`: {cause}") from cause
+            try:
+                tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+            except Exception:  # a directory without a tokenizer is fine for rows of input_ids
+                tokenizer = None
+        head = None
+        own = dict(model.named_parameters())
+        if {"head.weight", "head.bias"} <= checkpoint.tensors.keys() and "head.weight" not in own:
+            head = checkpoint.read("head.weight").float(), checkpoint.read("head.bias").float()
+        return cls(model, tokenizer, head)
+
+    def output(self, row: Row) -> torch.Tensor:
+        """(classes,) of a classifier, (tokens - 1, vocabulary) of a causal LM, (hidden,) of an encoder."""
+        ids = self._ids(row)
+        result = self.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        logits = getattr(result, "logits", None)
+        if logits is not None:
+            return logits[0, :-1] if logits.dim() == 3 and type(self.model).__name__.endswith("CausalLM") else logits[0]
+        hidden = result.last_hidden_state[0].mean(0)
+        return hidden if self.head is None else F.linear(hidden, *self.head)
+
+    @property
+    def has_logits(self) -> bool:
+        return self.head is not None or "For" in type(self.model).__name__
+
+    def _ids(self, row: Row) -> torch.Tensor:
+        if "input_ids" in row:
+            return torch.tensor([row["input_ids"][:MAX_TOKENS]])
+        if self.tokenizer is None:
+            raise CalibrationError(
+                "the rows are texts, but the model directory has no tokenizer",
+                hint="add the tokenizer's files, or give rows of `input_ids`",
+            )
+        return self.tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
+
+    def parameters(self, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
+        """The model's parameters for names of a checkpoint, with or without the prefix of the base model.
+
+        Raises:
+            CheckpointError: the model has no such parameter.
+        """
+        own = dict(self.model.named_parameters())
+        prefix = getattr(self.model, "base_model_prefix", "") + "."
+        found = {}
+        for name in names:
+            spellings = (name, name.removeprefix(prefix), prefix + name)
+            match = next((own[s] for s in spellings if s in own), None)
+            if match is None:
+                raise CheckpointError(f"`{name}` is no parameter of {type(self.model).__name__}")
+            found[name] = match
+        return found
+
+
+def divergence(target: torch.Tensor, output: torch.Tensor, has_logits: bool) -> torch.Tensor:
+    """KL(target || output), a scalar in nats; mean over the positions of a causal LM."""
+    if not has_logits:
+        return 0.5 * (target - output).square().sum()
+    p, q = target.log_softmax(-1), output.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def drawn_loss(output: torch.Tensor, has_logits: bool, generator: torch.Generator) -> torch.Tensor:
+    """Negative log-likelihood of an answer drawn from the output itself; its squared gradient is the Fisher."""
+    if not has_logits:
+        drawn = output.detach() + torch.randn(output.shape, generator=generator)
+        return 0.5 * (drawn - output).square().sum()
+    flat = output.reshape(-1, output.shape[-1])
+    drawn = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]
+    return F.cross_entropy(flat, drawn)
+
+
+def labelled_loss(output: torch.Tensor, row: Row) -> torch.Tensor:
+    """Cross-entropy against the row's own integer `label`.
+
+    Raises:
+        CalibrationError: the row has no label that fits the output.
+    """
+    label = row.get("label")
+    if type(label) is not int or output.dim() != 1 or not 0 <= label < output.numel():
+        raise CalibrationError(
+            f"a row has label {label!r}; labels=data needs an integer below {output.shape[-1]} in every row"
+        )
+    return F.cross_entropy(output[None], torch.tensor([label]))
