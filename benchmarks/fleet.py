@@ -112,12 +112,16 @@ ALL_TASKS: dict[str, Task] = TASKS | {
 
 @dataclass(frozen=True)
 class Member:
-    """One trained variant; `test` holds the 1000 rows that `after` and `zero_delta` were measured on."""
+    """One trained variant; `test` holds the 1000 rows that `after` and `zero_delta` were measured on.
+
+    `calibration` are 256 training rows in an order of their own, for codecs that take some.
+    """
 
     task: str
     directory: Path
     base: Path
     test: list[Row]
+    calibration: list[Row]
     labels: list[str]
     after: float
     zero_delta: float
@@ -139,9 +143,10 @@ def fleet(seed: int, tasks: Sequence[str] = tuple(ALL_TASKS)) -> list[Member]:
     for task in tasks:
         directory = variant_directory(task, seed)
         record = json.loads(record_path(directory).read_text(encoding="utf-8"))
-        test = sample_test_rows(ALL_TASKS[task].rows())
+        rows = ALL_TASKS[task].rows()
+        test, calibration = sample_test_rows(rows), random.Random(2).sample(rows.train, 256)
         measured = record["labels"], record["after"], record["zero_delta"]
-        members.append(Member(task, directory, base_model(), test, *measured))
+        members.append(Member(task, directory, base_model(), test, calibration, *measured))
     return members
 
 

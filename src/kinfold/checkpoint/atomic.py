@@ -71,5 +71,14 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             os.replace(temporary, path)
             _sync_directory(path.parent)
     finally:
+        if retired.exists() and not path.exists():  # what was there comes back
+            os.replace(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        _remove(retired)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ INDEX = "model.safetensors.index.json"
 BLOCK = 8 << 20  # bytes read at once while hashing: large enough for full disk speed
 SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}  # what from_pretrained reads
 MAX_SIDE_FILE = 64 << 20
+
+# keeps every tensor, as AutoModel would not keep a head; `weights_only` runs no code of the pickle
+_CONVERT = (
+    "import pathlib, torch; from safetensors.torch import save_file; d = pathlib.Path({directory}); "
+    'save_file({{k: v.clone().contiguous() for f in d.glob("pytorch_model*.bin") '
+    "for k, v in torch.load(f, weights_only=True).items()}}, "
+    'd / "model.safetensors", {{"format": "pt"}})'
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ class Checkpoint:
         info = self.tensors[name]
         shape = info.shape if rows is None else (rows, *info.shape[1:])
         nbytes = info.nbytes if rows is None else info.nbytes // max(info.shape[0], 1) * rows
+        if nbytes == 0:  # an empty array has no strides that torch would view as another dtype
+            return torch.empty(shape, dtype=info.torch_dtype)
         raw = np.fromfile(info.file, dtype=np.uint8, count=nbytes, offset=info.start)
         if raw.size != nbytes:
             raise CheckpointError(f"`{info.file}` changed while it was read")
@@ -134,8 +145,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if any(directory.glob("pytorch_model*.bin")):
         raise CheckpointError(
             f"`{directory}` holds pytorch_model.bin, a pickle that can run code when read; safetensors is wanted",
-            hint='python -c "from transformers import AutoModel as M; '
-            f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\"",
+            hint=shlex.join(["python", "-c", _CONVERT.format(directory=json.dumps(str(directory)))]),
         )
     raise CheckpointError(f"`{directory}` holds no *.safetensors file", hint=f"ls {directory}")
 

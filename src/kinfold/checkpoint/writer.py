@@ -76,7 +76,9 @@ class CheckpointWriter:
             raise CheckpointError(f"tensor `{name}` was not announced to the writer")
         file, offset, (_, dtype, shape) = self._place[name]
         block = tensor.shape == torch.Size(shape) or (
-            tensor.shape[1:] == torch.Size(shape[1:]) and first_row + tensor.shape[0] <= shape[0]
+            tensor.dim() == len(shape) > 0
+            and tensor.shape[1:] == torch.Size(shape[1:])
+            and first_row + tensor.shape[0] <= shape[0]
         )
         if tensor.dtype != DTYPES[dtype] or not block:
             raise CheckpointError(

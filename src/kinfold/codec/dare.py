@@ -96,10 +96,11 @@ class Dare(Codec):
             data = pack_bits(np.clip(np.rint(values / step), -top, top).astype(np.int64) + top, width)
         return Payload(scale.astype("<f4").tobytes() + data, {"s": count, "w": width}, seed)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused at the end
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         cells = math.prod(shape)
         count, width = payload.params.get("s"), payload.params.get("w")
-        if type(count) is not int or not 0 <= count <= cells or width not in (16, 8, 4, 1):
+        if type(count) is not int or not 0 <= count <= cells or type(width) is not int or width not in (16, 8, 4, 1):
             raise PackError(f"dare: {count!r} entries at {width!r} bits are impossible for {list(shape)}")
         if len(payload.data) != 4 + packed_bytes(count, width):
             raise PackError(f"dare: {len(payload.data)} bytes do not hold {count} values of {width} bits")
@@ -113,10 +114,11 @@ class Dare(Codec):
             top = (1 << (width - 1)) - 1
             values = (unpack_bits(data, width, count).astype(np.float32) - np.float32(top)) * scale
         mask, drawn = kept_mask(cells, count, payload.seed)
+        values = values * np.float32(cells / max(count, 1))
         if drawn != count or not np.isfinite(values).all():
             raise PackError("dare: the values do not fit the seeded mask, or one is not finite")
         delta = np.zeros(cells, np.float32)
-        delta[mask] = values * np.float32(cells / count) if count else values
+        delta[mask] = values
         return torch.from_numpy(delta).reshape(shape).to(dtype)
 
 

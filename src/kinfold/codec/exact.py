@@ -103,6 +103,8 @@ def _encode_block(values: np.ndarray, reference: np.ndarray | None, layout: Layo
         best, kind = _encode_delta(values, reference, layout), _DELTA
     # pcodec beats byte planes on floats that all differ; few changed values or constant bytes favour zstd
     sample = planes[:, :: max(1, planes.shape[1] >> 14)]
+    if len(best) << 16 < values.nbytes:  # constants: pcodec shrinks them beyond what a pack's reader believes
+        best, kind = b"", _RAW
     if kind == _RAW or np.count_nonzero(sample) * 8 < sample.size or layout.exponent is None:
         raw = zstandard.ZstdCompressor(level=9).compress(planes.tobytes())
         if kind == _RAW or len(raw) < len(best):
@@ -115,6 +117,8 @@ def _decode_block(kind: int, body: bytes, count: int, reference: np.ndarray | No
         return _decode_delta(body, count, reference, layout)
     size = count * layout.width
     try:
+        if zstandard.frame_content_size(body) != size:  # before zstd allocates what the frame claims
+            raise PackError(f"exact: a block does not hold the {size} bytes that were expected")
         raw = zstandard.ZstdDecompressor().decompress(body, max_output_size=size)
     except zstandard.ZstdError as cause:
         raise PackError(f"exact: a block does not decompress: {cause}") from cause

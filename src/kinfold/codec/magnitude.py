@@ -92,7 +92,7 @@ class Magnitude(Codec):
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         kept, width = payload.params.get("s"), payload.params.get("w")
         cells = math.prod(shape)
-        if type(kept) is not int or not 0 <= kept <= cells or width not in WIDTHS:
+        if type(kept) is not int or not 0 <= kept <= cells or type(width) is not int or width not in WIDTHS:
             raise PackError(f"magnitude: {kept!r} entries at {width!r} bits are impossible for {list(shape)}")
         if kept == 0 and not payload.data:
             return torch.zeros(shape, dtype=dtype)

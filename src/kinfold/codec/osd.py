@@ -40,6 +40,7 @@ from kinfold.errors import CodecError, PackError
 
 EXTRA_RANKS = (1, 2, 3, 4, 6, 8)  # the paper's c, tried in turn
 WIDTHS = (16, 8, 4, 3, 2)
+AUTO_WIDTHS = (8, 4, 3, 2)  # 16 bits never had the least error, at any budget from 0.5 to 32 ranks
 _KEPT = 0.45  # keeping about this share of the entries is best at every width from 2 to 16
 _POSITION_BITS = 2.5  # what a position then costs: an opening guess, the size is bisected exactly
 
@@ -52,7 +53,7 @@ class OsdConfig(CodecConfig):
             `fisher` and `taylor`, first- and second-order damage to the loss (these need calibration).
         extra_rank: the paper's c, the ranks beyond what a dense pair could afford; `auto` tries a grid.
         layout: `paper` for the paper's own bit accounting, `compact` for coded positions and values.
-        value_bits: width of a kept value in the compact layout; `auto` tries 16, 8, 4, 3 and 2.
+        value_bits: width of a kept value in the compact layout; `auto` tries 8, 4, 3 and 2.
         split: where the singular values go before entries are ranked: both factors, U or V.
         select: `joint` ranks the entries of both factors together, `half` keeps as many of each.
     """
@@ -159,7 +160,7 @@ class Osd(Codec):
         wanted = dense + extra
         if self.config.layout == "compact":
             narrow = min(w for w in self._widths())
-            widest = max(1, int(np.ceil(1.5 * _opening_rank(bits, narrow, sides))))
+            widest = max(1, int(np.ceil(_opening_rank(bits, narrow, sides))))
             wanted = max(widest if self.config.extra_rank == "auto" else wanted, bits // (narrow * sides) + 1)
         return wanted
 
@@ -167,7 +168,7 @@ class Osd(Codec):
         return leading(matrix, self._wanted_rank(matrix.shape, bits), seed)
 
     def _widths(self) -> tuple[int, ...]:
-        return WIDTHS if self.config.value_bits == "auto" else (self.config.value_bits,)
+        return AUTO_WIDTHS if self.config.value_bits == "auto" else (self.config.value_bits,)
 
     def _candidates(
         self, matrix: torch.Tensor, bits: int, importance: Importance | None, seed: int
@@ -196,14 +197,17 @@ class Osd(Codec):
             # what a whole column is too large for goes to the best entries of the next ones
             yield self._compact(dense, factors, bits, 1 + rank // 32, importance)
             nothing = _dense(factors, 0, width)
-            for columns in self._ranks(matrix.shape, top, bits, width):
-                yield self._compact(nothing, factors, bits, columns, importance)
+            yield self._compact(nothing, factors, bits, self._sparse_rank(matrix.shape, top, bits, width), importance)
 
-    def _ranks(self, sides: Sequence[int], top: int, bits: int, width: int) -> list[int]:
-        if self.config.extra_rank != "auto":
-            return [max(1, min(bits // (32 * sum(sides)) + self.config.extra_rank, top))]
-        guess = _opening_rank(bits, width, sum(sides))
-        return sorted({max(1, min(int(np.ceil(guess * step)), top)) for step in (0.5, 1, 1.5)})
+    def _sparse_rank(self, sides: Sequence[int], top: int, bits: int, width: int) -> int:
+        """Columns of a pair that is sparse throughout."""
+        extra = self.config.extra_rank
+        rank = (
+            int(np.ceil(_opening_rank(bits, width, sum(sides))))
+            if extra == "auto"
+            else bits // (32 * sum(sides)) + extra
+        )
+        return max(1, min(rank, top))
 
     def _ordered(
         self, factors: Factors, columns: slice, cost: tuple[int, int], importance: Importance | None
@@ -304,7 +308,7 @@ def _unpack(payload: Payload, n: int, d: int) -> tuple[torch.Tensor, torch.Tenso
     """The factors A (n, k) and C (d, k), float32, from a payload that nobody has checked yet."""
     k, width = payload.params.get("k"), payload.params.get("w")
     full, kept = payload.params.get("f", k), payload.params.get("s", [0, 0])
-    if type(k) is not int or not 0 <= k <= min(n, d) or width not in (32, *WIDTHS):
+    if type(k) is not int or not 0 <= k <= min(n, d) or type(width) is not int or width not in (32, *WIDTHS):
         raise PackError(f"osd: rank {k!r} at {width!r} bits is impossible for {n} x {d}")
     if type(full) is not int or not 0 <= full <= k:
         raise PackError(f"osd: {full!r} of {k} columns cannot be whole")

@@ -67,9 +67,10 @@ class Rtn(Codec):
         code = np.clip(np.rint(quotient), -top, top).astype(np.int64) + top
         return Payload(scale.astype("<f4").tobytes() + step.tobytes() + pack_bits(code, width), {"w": width})
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows is refused at the end
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         count, width = math.prod(shape), payload.params.get("w")
-        if width not in (8, 4) or len(payload.data) != _bytes(count, width):
+        if type(width) is not int or width not in (8, 4) or len(payload.data) != _bytes(count, width):
             raise PackError(f"rtn: {len(payload.data)} bytes are impossible for {list(shape)}")
         groups = -(-count // _GROUP)
         scale = np.frombuffer(payload.data[:4], "<f4")[0]

@@ -66,7 +66,7 @@ class TruncSvd(Codec):
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         n, d = matrix_sides(shape)
         rank, width = payload.params.get("k"), payload.params.get("w")
-        if not isinstance(rank, int) or not 0 <= rank <= min(n, d) or width not in (32, 16, 8, 4):
+        if type(rank) is not int or not 0 <= rank <= min(n, d) or type(width) is not int or width not in (32, 16, 8, 4):
             raise PackError(f"truncsvd: rank {rank!r} at {width!r} bits is impossible for {list(shape)}")
         a, c = decode_dense(payload.data, n, d, rank, width)
         return product(a, c, shape, dtype)

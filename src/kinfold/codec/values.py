@@ -39,6 +39,7 @@ def encode_values(values: np.ndarray, column: np.ndarray, columns: int, width: i
     return _to_half(step, exponent) + pack_bits(code, width)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused at the end
 def decode_values(data: bytes | memoryview, column: np.ndarray, columns: int, width: int) -> torch.Tensor:
     """The values, float32, in the order they were given.
 

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from kinfold.demo.sources import Row
 from kinfold.errors import DataError, OutputError
+from kinfold.tasks import quiet_transformers
 
 RECIPE = 1  # raise it when a change here alters what is trained: caches are keyed by it
 TRAIN_ROWS = 4800
@@ -220,7 +220,7 @@ def _encode(directory: Path, texts: list[str]) -> Encoded:
 def _load_encoder(directory: Path) -> Any:
     from transformers import AutoModel
 
-    with _quiet_transformers():  # it would report the head's two tensors as unexpected
+    with quiet_transformers():  # it would report the head's two tensors as unexpected
         return AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 
@@ -231,7 +231,7 @@ def _save(base: Path, encoder: Any, head: torch.nn.Linear, out: Path) -> None:
         skipped = shutil.ignore_patterns("*.safetensors", "*.bin", "config.json", "README*", ".*")
         shutil.copytree(base, fresh, ignore=skipped)
         state = {**encoder.state_dict(), "head.weight": head.weight.detach(), "head.bias": head.bias.detach()}
-        with _quiet_transformers():
+        with quiet_transformers():
             encoder.save_pretrained(fresh, state_dict=state)
         fresh.rename(out)
 
@@ -259,18 +259,3 @@ def _class_names(home: Path, rows: Sequence[Row], classes: int, labels: Sequence
             hint="give the names of all classes, sorted, as `labels`",
         )
     return names
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -60,7 +60,7 @@ def plan(
         spare: bytes to leave unused, after a first plan came out too large.
 
     Returns:
-        The jobs in file order, and the bytes of the whole file at most (0 where only coding can tell).
+        The jobs in file order, and about the most bytes that the whole file takes.
 
     Raises:
         BudgetError: the budget cannot hold what must be kept; the smallest possible is named.
@@ -68,12 +68,16 @@ def plan(
     matrices = [draft for draft in drafted if draft.matrix]
     kept = [draft for draft in drafted if not draft.matrix]
     if codec is None or budget is None:
-        return [Job(draft, None, 8 * draft.nbytes) for draft in kept], 0
+        raw = sum(draft.nbytes for draft in kept)
+        overhead = _overhead(skeleton, [], kept, "exact", 0, files_bytes)
+        return [Job(draft, None, 8 * draft.nbytes) for draft in kept], raw + overhead
     total = budget.file_bytes(skeleton.reference_bytes)
     if total is None:
         bits = [budget.matrix_bits(matrix_sides(draft.shape)) for draft in matrices]
         settled, _ = _settle(sources, matrices, codec, bits, importance)
-        return _matrix_jobs(matrices, settled, bits) + [_exact_job(sources, draft) for draft in kept], 0
+        jobs = _matrix_jobs(matrices, settled, bits) + [_exact_job(sources, draft) for draft in kept]
+        payloads = sum(-(-job.bits // 8) for job in jobs)
+        return jobs, payloads + _overhead(skeleton, matrices, kept, codec.name, payloads, files_bytes)
     overhead = _overhead(skeleton, matrices, kept, codec.name, total, files_bytes) + spare
     failure: tuple[BudgetError, int] | None = None
     for kept_jobs, last in _keep(sources, kept, total // KEPT_SHARE):

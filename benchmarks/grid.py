@@ -1,0 +1,155 @@
+"""A grid of packs on the dev fleet: codec settings x budgets x tasks, each packed, restored and scored.
+
+Points go to a JSON-lines file in the cache as they finish, so a killed run goes on where it was.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import kinfold
+from fleet import Member, fleet, machine
+from kinfold.demo.sources import cache_dir
+from kinfold.demo.train import accuracy
+from kinfold.errors import BudgetError
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A codec with its options, under the label that tables use; `rows` > 0 calibrates on that many texts."""
+
+    label: str
+    codec: str
+    options: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+
+
+def measure(member: Member, setting: Setting, budget: str, seed: int) -> dict[str, Any]:
+    """Pack, restore and score one variant; `bytes` is None where the codec cannot meet the budget."""
+    point = {"task": member.task, "seed": seed, "label": setting.label, "budget": budget}
+    calibration = None
+    if setting.rows:  # unlabelled rows that are not the scored ones
+        texts = [{"text": text} for text, _ in member.calibration[: setting.rows]]
+        calibration = kinfold.Calibration(texts)
+    with tempfile.TemporaryDirectory() as folder:
+        out, back = Path(folder) / "pack.kin.safetensors", Path(folder) / member.task
+        started = time.perf_counter()
+        try:
+            report = kinfold.pack(
+                member.base,
+                member.directory,
+                out,
+                codec=setting.codec,
+                options=setting.options,
+                budget=budget,
+                calibration=calibration,
+            )
+        except BudgetError as error:
+            return point | {"bytes": None, "least_bytes": error.least_bytes}
+        packed = time.perf_counter()
+        kinfold.restore(out, member.base, back)
+        restored = time.perf_counter()
+        score = accuracy(back, member.test, labels=member.labels)
+    return point | {
+        "bytes": report.file_bytes,
+        "reference_bytes": report.reference_bytes,
+        "bits_per_weight": report.bits_per_weight,
+        "error": report.error,
+        "accuracy": score,
+        "gain": (score - member.zero_delta) / (member.after - member.zero_delta),
+        "pack_seconds": packed - started,
+        "restore_seconds": restored - packed,
+    }
+
+
+def run_grid(
+    name: str, settings: Sequence[Setting], budgets: Sequence[str], seeds: Sequence[int] = (0,)
+) -> list[dict[str, Any]]:
+    """Measure the whole grid on two processes of one thread each; finished points are not repeated."""
+    partial = cache_dir() / "bench" / f"{name}.jsonl"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
+    known = {_key(point) for point in done}
+    jobs = [
+        (member, setting, budget, seed)
+        for seed in seeds
+        for member in fleet(seed)
+        for setting in settings
+        for budget in budgets
+        if (member.task, seed, setting.label, budget) not in known
+    ]
+    print(f"{name}: {len(done)} points known, {len(jobs)} to measure", flush=True)
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool, partial.open("a") as log:
+        futures = [pool.submit(measure, *job) for job in jobs]
+        for count, future in enumerate(as_completed(futures), 1):
+            point = future.result()
+            done.append(point)
+            log.write(json.dumps(point) + "\n")
+            log.flush()
+            print(f"{count}/{len(jobs)} {point}", flush=True)
+    wanted = {(s.label, b) for s in settings for b in budgets}
+    return sorted((p for p in done if (p["label"], p["budget"]) in wanted), key=_key)
+
+
+def _key(point: dict[str, Any]) -> tuple[str, int, str, str]:
+    return point["task"], point["seed"], point["label"], point["budget"]
+
+
+def summary(
+    points: Sequence[dict[str, Any]], settings: Sequence[Setting], budgets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Mean, worst task and standard error of the recovered gain, one row for each setting and budget."""
+    rows = []
+    for setting in settings:
+        for budget in budgets:
+            met = [p for p in points if (p["label"], p["budget"]) == (setting.label, budget) and p["bytes"]]
+            if not met:
+                continue
+            gains = [p["gain"] for p in met]
+            mean = sum(gains) / len(gains)
+            spread = (sum((g - mean) ** 2 for g in gains) / max(len(gains) - 1, 1) / len(gains)) ** 0.5
+            rows.append(
+                {
+                    "label": setting.label,
+                    "budget": budget,
+                    "members": len(met),
+                    "bytes": sum(p["bytes"] for p in met) / len(met),
+                    "gain_mean": mean,
+                    "gain_worst": min(gains),
+                    "gain_standard_error": spread,
+                    "accuracy_mean": sum(p["accuracy"] for p in met) / len(met),
+                    "error_mean": sum(p["error"] or 0 for p in met) / len(met),
+                    "pack_seconds_mean": sum(p["pack_seconds"] for p in met) / len(met),
+                    "restore_seconds_mean": sum(p["restore_seconds"] for p in met) / len(met),
+                }
+            )
+    return rows
+
+
+def save(name: str, settings: Sequence[Setting], points: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Path:
+    """Write `results/NAME.json` with machine and versions beside the figures."""
+    RESULTS.mkdir(exist_ok=True)
+    members = [
+        {"task": m.task, "after": m.after, "zero_delta": m.zero_delta} for m in fleet(min(p["seed"] for p in points))
+    ]
+    content = {
+        "machine": machine(),
+        "kinfold": kinfold.__version__,
+        "settings": [asdict(setting) for setting in settings],
+        "fleet": members,
+        "summary": rows,
+        "points": points,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path

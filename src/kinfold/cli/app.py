@@ -1,0 +1,230 @@
+"""The commands on packs: pack, inspect, restore, verify, diff, demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from kinfold._version import __version__
+from kinfold.cli import show
+from kinfold.cli.output import DONE, FOUND, Format, emit
+from kinfold.errors import CodecError
+
+app = App(
+    name="kinfold",
+    help="Keep a family of fine-tuned models in little more room than their one base.",
+    version=__version__,
+    help_format="plaintext",
+)
+
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+AsFormat = Annotated[Format, Parameter(name="--format")]
+Switch = Parameter(negative="")
+
+
+@app.command
+def pack(
+    base: Path,
+    variant: Path,
+    *,
+    output: Output,
+    codec: str = "osd",
+    budget: str = "1/100",
+    option: tuple[str, ...] = (),
+    calibration: Path | None = None,
+    labels: Literal["model", "data"] = "model",
+    seed: int = 0,
+    overwrite: Annotated[bool, Switch] = False,
+    dry_run: Annotated[bool, Switch] = False,
+    format: AsFormat = "human",
+) -> None:
+    """Code a fine-tune as its difference to the base, in one small file.
+
+    Example: kinfold pack BASE VARIANT -o movie.kin.safetensors --budget 1/100
+
+    Parameters
+    ----------
+    base
+        Model directory of the base.
+    variant
+        Model directory of the fine-tune.
+    output
+        The pack to write.
+    codec
+        exact, osd, truncsvd, bitdelta, dare or magnitude.
+    budget
+        Of the whole file: a size (4MB), a fraction of the reference size (1/100), or rank:4.
+    option
+        KEY=VALUE for the codec; may be repeated.
+    calibration
+        JSONL of texts or input_ids, for scores that weigh errors by what they do to the outputs.
+    labels
+        Whose answers Fisher information is taken at: drawn from the model, or the data's.
+    seed
+        For every random choice; recorded in the pack.
+    overwrite
+        Replace an existing output.
+    dry_run
+        Plan only, write nothing.
+    format
+        human or json.
+    """
+    import kinfold
+
+    report = kinfold.pack(
+        base,
+        variant,
+        output,
+        codec=codec,
+        options=_options(option),
+        budget=budget,
+        calibration=kinfold.Calibration.read(calibration, labels) if calibration else None,
+        seed=seed,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+
+    emit(report, format, lambda: show.packed(report, base, dry_run))
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise CodecError(f"--option takes KEY=VALUE, got `{text}`", hint="--option value_bits=4")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+@app.command
+def inspect(
+    pack: Path,
+    *,
+    tensors: Annotated[bool, Switch] = False,
+    plot: Path | None = None,
+    format: AsFormat = "human",
+) -> None:
+    """Show bytes, codec, rank and error of a pack, without its base.
+
+    Parameters
+    ----------
+    pack
+        The pack file.
+    tensors
+        One line for every tensor.
+    plot
+        Write an HTML report with figures to this path.
+    format
+        human or json.
+    """
+    import kinfold
+
+    info = kinfold.inspect(pack)
+    if plot is not None:
+        from kinfold.report.html import write_pack_report
+
+        write_pack_report(plot, info)
+
+    emit(info, format, lambda: show.info(info, tensors, plot))
+
+
+@app.command
+def restore(
+    pack: Path,
+    *,
+    base: Path,
+    output: Output,
+    force: Annotated[bool, Switch] = False,
+    overwrite: Annotated[bool, Switch] = False,
+    format: AsFormat = "human",
+) -> None:
+    """Write the variant as a model directory that from_pretrained reads.
+
+    Parameters
+    ----------
+    pack
+        The pack file.
+    base
+        Model directory of the base it was made from.
+    output
+        The directory to write.
+    force
+        Accept another base of fitting shapes; the card in the output records it.
+    overwrite
+        Replace an existing output.
+    format
+        human or json.
+    """
+    import kinfold
+
+    report = kinfold.restore(pack, base, output, force=force, overwrite=overwrite)
+
+    emit(report, format, lambda: show.restored(report))
+
+
+@app.command
+def verify(pack: Path, *, base: Path | None = None, format: AsFormat = "human") -> int:
+    """Check a pack's structure and hashes; with its base, decode every tensor too. Exits with 3 on damage.
+
+    Parameters
+    ----------
+    pack
+        The pack file.
+    base
+        Model directory of the base.
+    format
+        human or json.
+    """
+    import kinfold
+
+    report = kinfold.verify(pack, base)
+
+    emit(report, format, lambda: show.verified(report))
+    return DONE if report.sound else FOUND
+
+
+@app.command
+def diff(base: Path, variant: Path, *, limit: int = 20, format: AsFormat = "human") -> None:
+    """Compare two model directories tensor by tensor, the largest relative change first.
+
+    Parameters
+    ----------
+    base
+        Model directory.
+    variant
+        Model directory.
+    limit
+        Tensors to list; the JSON lists all.
+    format
+        human or json.
+    """
+    import kinfold
+
+    report = kinfold.diff(base, variant)
+
+    emit(report, format, lambda: show.differences(report, limit))
+
+
+@app.command
+def demo(*, output: Output = Path("kinfold-demo"), format: AsFormat = "human") -> None:
+    """The whole road on real weights: fine-tune, pack, restore, measure. Minutes on a laptop.
+
+    Parameters
+    ----------
+    output
+        Folder for the packs, the table and the report.
+    format
+        human or json.
+    """
+    from kinfold.demo.run import demo as run_demo
+
+    report = run_demo(output)
+
+    emit(report, format, lambda: show.demonstrated(report))

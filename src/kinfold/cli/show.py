@@ -1,0 +1,126 @@
+"""What each command prints for people; `--format json` prints the same report whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kinfold.cli.output import facts, out, say_error, say_hint, table
+from kinfold.report.progress import size
+
+
+def packed(report: Any, base: Path, dry_run: bool) -> None:
+    """A `PackReport`."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items() if count)
+    about = (
+        f"{size(report.file_bytes)}, 1/{report.ratio:.4g} of {size(report.reference_bytes)}, "
+        f"{report.bits_per_weight:.3g} bits a changed weight"
+    )
+    pairs = [
+        ("pack", f"{report.path} (not written)" if dry_run else report.path),
+        ("size", f"at most {about}" if dry_run else about),
+        ("tensors", counts),
+    ]
+    if report.error is not None:
+        pairs.append(("error", f"{report.error:.3g} of the delta's norm"))
+    if report.unlike:
+        pairs.append(("kept whole", f"{', '.join(report.unlike)}: the base's shape does not fit"))
+    if report.left_out:
+        pairs.append(("left out", ", ".join(report.left_out)))
+    facts(pairs)
+    if not dry_run:
+        folder = Path(report.path).name.removesuffix(".safetensors").removesuffix(".kin")
+        say_hint(f"kinfold restore {report.path} --base {base} -o {folder}-restored")
+
+
+def info(report: Any, tensors: bool, plot: Path | None) -> None:
+    """A `PackInfo`."""
+    lossless = " (bit-exact)" if report.lossless else ""
+    files = ", ".join(f"{path} ({origin})" for path, origin in report.files.items())
+    facts(
+        [
+            ("variant", f"{report.variant}, a fine-tune of {report.base}"),
+            ("base", report.base_fingerprint),
+            ("codec", f"{report.codec} {report.options or ''}".strip() + lossless),
+            (
+                "size",
+                f"{size(report.file_bytes)}, 1/{report.ratio:.4g} of the {size(report.reference_bytes)}"
+                " that its changed weights take at 16 bits",
+            ),
+            ("of which", f"{size(report.overhead_bytes)} header, manifest and files"),
+            ("as stored", f"{size(report.variant_bytes)}, {report.ratio_to_variant:.4g} times the pack"),
+            (
+                "tensors",
+                f"{len(report.tensors)} coded, {report.equal} equal to the base, {report.alias} alias, "
+                f"{len(report.absent)} absent",
+            ),
+            ("files", files or "none"),
+            ("made by", report.created_by),
+        ]
+    )
+    if tensors:
+        out.print()
+        columns = ["tensor", "codec", "shape", "bytes", "bits/w", "rank", "error"]
+        table(columns, [_tensor(row) for row in report.tensors], left=3)
+    if plot is not None:
+        say_hint(f"open {plot}")
+    elif not tensors:
+        say_hint(f"kinfold inspect {report.path} --tensors")
+
+
+def _tensor(row: Any) -> list[str]:
+    rank = "" if row.rank is None else str(row.rank)
+    shape = "x".join(map(str, row.shape))
+    return [row.name, row.codec, shape, str(row.bytes), f"{row.bits_per_weight:.3g}", rank, f"{row.error:.3g}"]
+
+
+def restored(report: Any) -> None:
+    """A `RestoreReport`."""
+    proof = ", bit-identical to the variant" if report.lossless else ""
+    facts([("model", report.path), ("tensors", f"{report.tensors}, {size(report.bytes)}{proof}")])
+    say_hint(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{report.path}')\"")
+
+
+def verified(report: Any) -> None:
+    """A `VerifyReport`."""
+    facts([("checked", ", ".join(report.checked)), ("result", "sound" if report.sound else "damaged")])
+    if not report.sound:
+        say_error(report.problem, "fetch the pack again, or pack the variant again")
+
+
+def differences(report: Any, limit: int) -> None:
+    """A `DiffReport`, its first `limit` tensors."""
+    rows = [
+        [
+            row.name,
+            row.status,
+            "x".join(map(str, row.shape)),
+            _figure(row.relative_norm),
+            _figure(row.cosine, 6),
+            _figure(row.stable_rank),
+        ]
+        for row in report.rows[:limit]
+    ]
+    table(["tensor", "status", "shape", "|delta|/|base|", "cosine", "stable rank"], rows, left=3)
+    more = len(report.rows) - limit
+    rest = f", {more} more differ (--limit {len(report.rows)})" if more > 0 else ""
+    out.print(f"{report.equal} tensors are equal{rest}")
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def demonstrated(report: Any) -> None:
+    """A `DemoReport`."""
+    budgets = list(dict.fromkeys(row.budget for row in report.rows))
+    codecs = list(dict.fromkeys(row.codec for row in report.rows))
+    for task in report.tasks:
+        found = {(row.codec, row.budget): row for row in report.rows if row.task == task.task}
+        out.print(f"\n[bold]{task.task}[/bold]: {task.question}")
+        out.print(
+            f"fine-tune {task.after:.1%} in {size(task.variant_bytes)}; its head on the bare base {task.zero_delta:.1%}"
+        )
+        cells = [[c, *(f"{found[c, b].accuracy:.1%} in {size(found[c, b].bytes)}" for b in budgets)] for c in codecs]
+        table(["restored from", *budgets], cells)
+    out.print(f"\nreport: {report.report}")

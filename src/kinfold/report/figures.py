@@ -1,0 +1,116 @@
+"""Figures as SVG text: curves of quality against bytes, bars of bytes and kept energy a layer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kinfold.errors import MissingExtraError
+
+# a palette that stays apart for colour-blind readers and in print (Okabe and Ito)
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B8000"]
+_MARKS = "osD^vPX*"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as cause:
+        raise MissingExtraError("matplotlib", "report") from cause
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "kinfold",  # equal data, equal bytes
+            "svg.fonttype": "none",
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+        }
+    )
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _svg(pyplot: Any, figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+    return text.getvalue()
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: str,
+    y: str,
+    reference: float | None = None,
+    floor: float = 0.0,
+) -> str:
+    """Lines over a logarithmic x axis of bytes, as SVG.
+
+    Args:
+        series: (bytes, quality) points by name.
+        x: label of the axis.
+        y: label of the axis.
+        reference: a quality to mark with a dashed line, such as the uncompressed model's.
+        floor: the lowest quality shown.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
+    for number, (name, points) in enumerate(series.items()):
+        if points:
+            where, value = zip(*sorted(points), strict=True)
+            colour, mark = _COLOURS[number % 8], _MARKS[number % 8]
+            axes.plot(where, value, marker=mark, color=colour, label=name, markersize=5, linewidth=1.6)
+    if reference is not None:
+        axes.axhline(reference, color="0.4", linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=floor)
+    _byte_ticks(axes)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _svg(pyplot, figure)
+
+
+def _byte_ticks(axes: Any) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    from kinfold.report.progress import size
+
+    low, high = axes.get_xlim()
+    ticks = [m * 10**e for e in range(3, 12) for m in (1, 2, 5) if low <= m * 10**e <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
+
+
+def bars(names: Sequence[str], bytes_each: Sequence[float], kept: Sequence[float]) -> str:
+    """Two aligned bar charts, one bar a layer: bytes, and the share of the delta's energy that is kept.
+
+    Args:
+        names: of the layers, top to bottom.
+        bytes_each: payload bytes of each.
+        kept: 1 - squared relative error of each; shown from 0 to 1.
+    """
+    pyplot = _pyplot()
+    height = 0.9 + 0.22 * len(names)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.0, height), sharey=True)
+    places = range(len(names))
+    left.barh(places, [b / 1000 for b in bytes_each], color=_COLOURS[0])
+    left.set_yticks(list(places), labels=list(names), fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("kB")
+    right.barh(places, [max(0.0, min(1.0, k)) for k in kept], color=_COLOURS[2])
+    right.set_xlim(0, 1)
+    right.set_xlabel("energy of the delta kept")
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+    figure.tight_layout()
+    return _svg(pyplot, figure)
