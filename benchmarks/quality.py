@@ -37,7 +37,13 @@ def main() -> None:
         setting.label: [(row["bytes"], row["gain_mean"]) for row in rows if row["label"] == setting.label]
         for setting in SETTINGS
     }
-    svg = curves(series, x="bytes of the whole file", y="recovered gain, mean of six tasks", reference=1.0)
+    svg = curves(
+        series,
+        x="bytes of the whole file",
+        y="recovered gain, mean of six tasks",
+        levels={"uncompressed": 1.0},
+        floor=0.0,
+    )
     (RESULTS / "quality.svg").write_text(svg)
 
 

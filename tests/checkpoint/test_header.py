@@ -108,6 +108,7 @@ LIES = {
     "shape of 65 dimensions": ({"a": entry(shape=[1] * 64 + [4])}, b"1234", "no valid shape"),
     "huge dimension": ({"a": entry(shape=[1 << 70])}, b"1234", "no valid shape"),
     "product overflows 64 bits": ({"a": entry(shape=[1 << 61] * 3)}, b"1234", "needs"),
+    "empty but huge": ({"a": entry(shape=[0, 1 << 61, 1 << 61], offsets=[0, 0])}, b"", "no valid shape"),
     "one offset": ({"a": entry(offsets=[4])}, b"1234", "no valid data_offsets"),
     "negative offset": ({"a": entry(offsets=[-4, 0])}, b"1234", "no valid data_offsets"),
     "end before begin": ({"a": entry(offsets=[4, 0])}, b"1234", "lies at bytes 4-0"),

@@ -95,6 +95,8 @@ def _entry(name: str, entry: Any, file: Path, data_start: int, data_bytes: int) 
         raise ValueError(f"`{name}` lies at bytes {begin}-{end} of a data section of {data_bytes}")
     if end - begin != size_of(dtype, shape):
         raise ValueError(f"`{name}` takes {end - begin} bytes, {dtype}{shape} needs {size_of(dtype, shape)}")
+    if size_of(dtype, (max(side, 1) for side in shape)) >= 1 << 62:  # even an empty tensor needs strides
+        raise ValueError(f"`{name}` has no valid shape")
     return TensorInfo(name, dtype, tuple(shape), file, data_start + begin, end - begin)
 
 

@@ -12,6 +12,7 @@ from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
 from kinfold.codec.positions import check_rising, decode_positions, encode_positions, positions_bytes
 from kinfold.codec.threads import single_threaded
 from kinfold.codec.values import decode_values, encode_values, values_bytes
+from kinfold.errors import PackError
 
 
 def matrix_sides(shape: Shape) -> tuple[int, int]:
@@ -40,13 +41,24 @@ def encode_dense(a: torch.Tensor, c: torch.Tensor, width: int) -> bytes:
 
 
 def decode_dense(data: bytes, n: int, d: int, rank: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `encode_dense` stored, float32 (n, rank) and (d, rank)."""
+    """What `encode_dense` stored, float32 (n, rank) and (d, rank).
+
+    Raises:
+        PackError: the length does not fit, or a value is impossible.
+    """
+    _require_length(data, dense_bytes(n, d, rank, width))
     if rank == 0:
         return torch.zeros(n, 0), torch.zeros(d, 0)
     split = values_bytes(n * rank, rank, width)
     parts = ((data[:split], n), (data[split:], d))
     a, c = (decode_values(part, _columns(rows * rank, rank), rank, width) for part, rows in parts)
     return a.reshape(n, rank), c.reshape(d, rank)
+
+
+def _require_length(data: bytes, expected: int) -> None:
+    """Refuse a wrong length before anything of the factor's size is allocated."""
+    if len(data) != expected:
+        raise PackError(f"a factor's sections take {len(data)} bytes, {expected} were expected")
 
 
 def _columns(count: int, rank: int) -> np.ndarray:
@@ -83,6 +95,7 @@ def decode_sparse(data: bytes, rows: int, columns: int, kept: int, width: int) -
         PackError: positions or values are impossible.
     """
     cells = rows * columns
+    _require_length(data, sparse_bytes(cells, kept, columns, width))
     split = _places_bytes(cells, kept, width)
     if width == 32:
         places = unpack_bits(data[:split], index_width(cells), kept).astype(np.int64)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+IN_FLIGHT = 1 << 25  # tensor entries begun and not yet consumed: 128 MiB in float32
+_END: Any = object()
 
 
 @contextmanager
@@ -26,23 +29,34 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], *, workers: int | None = None) -> Iterator[R]:
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], *, values: Callable[[T], int] = lambda _: 0
+) -> Iterator[R]:
     """Map over `items` with one single-threaded worker a core; results in order, few in flight.
 
-    At most `workers` + 1 results wait at a time, so memory stays bounded when the consumer is slow.
+    At most one item more than there are workers is begun and not yet consumed, and no more items than
+    together hold `IN_FLIGHT` values, but always one: memory is bounded by the largest tensor, not by the
+    number of cores.
+
+    Args:
+        function: called in a worker thread.
+        items: taken one by one, in the caller's thread.
+        values: how many tensor entries an item holds.
     """
-    count = workers or os.cpu_count() or 1
-    with single_threaded():
-        if count == 1:
-            yield from map(function, items)
-            return
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            source = iter(items)
-            waiting: list[Future[R]] = [pool.submit(function, item) for item in islice(source, count + 1)]
-            try:
-                while waiting:
-                    yield waiting.pop(0).result()
-                    waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-            finally:
-                for future in waiting:
-                    future.cancel()
+    workers = os.cpu_count() or 1
+    with single_threaded(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[tuple[Future[R], int]] = deque()
+        source = iter(items)
+        upcoming = next(source, _END)
+        try:
+            while waiting or upcoming is not _END:
+                while upcoming is not _END and len(waiting) <= workers:
+                    size = values(upcoming)
+                    if waiting and size + sum(held for _, held in waiting) > IN_FLIGHT:
+                        break
+                    waiting.append((pool.submit(function, upcoming), size))
+                    upcoming = next(source, _END)
+                yield waiting.popleft()[0].result()
+        finally:
+            for future, _ in waiting:
+                future.cancel()

@@ -44,9 +44,9 @@ class TruncSvd(Codec):
         return 8 * dense_bytes(*matrix_sides(shape), rank, self.config.value_bits)
 
     def _rank(self, shape: Shape, bits: int) -> int:
-        """The largest rank that fits in `bits`; sizes are affine in the rank up to byte padding."""
+        """The largest rank that fits in `bits`; the values alone bound it from above."""
         n, d = matrix_sides(shape)
-        rank = min(bits // max(self._bits(shape, 1), 1) + 2, n, d)
+        rank = max(min(bits // (self.config.value_bits * (n + d)), n, d), 0)
         while rank and self._bits(shape, rank) > bits:
             rank -= 1
         return rank

@@ -72,6 +72,10 @@ def _shares(matrices: Sequence[Draft], codec: Codec, budget: Budget, sources: So
     return codec.shares([draft.shape for draft in matrices], 8 * total)
 
 
+def _entries(item: tuple[Draft, int]) -> int:
+    return item[0].numel
+
+
 def _low_rank(delta: torch.Tensor, rank: int) -> torch.Tensor:
     a, c = leading(as_matrix(delta), rank).balanced(rank)
     return (a @ c.T).float().reshape(delta.shape)
@@ -106,7 +110,7 @@ def _least_divergence(
             payload = candidate.encode(delta, budget_bits=bits, importance=importance(draft.name))
             return candidate.decode(payload, draft.shape)
 
-        _place(task, sources, matrices, ordered_map(rebuilt, list(zip(matrices, shares, strict=True))))
+        _place(task, sources, matrices, ordered_map(rebuilt, list(zip(matrices, shares, strict=True)), values=_entries))
         found = mean_divergence(task, calibration, wanted)
         if found < least:
             best, least = candidate, found

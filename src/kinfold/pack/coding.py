@@ -10,7 +10,7 @@ import torch
 
 from kinfold.checkpoint import DTYPES
 from kinfold.codec import Payload, create, exact, tensor_seed
-from kinfold.errors import PackError
+from kinfold.errors import CodecError, PackError
 from kinfold.pack.manifest import Piece, Unit
 from kinfold.pack.plan import Importances, Job, naming
 from kinfold.pack.source import Sources, lay
@@ -75,7 +75,10 @@ def decode(unit: Unit, payload: bytes, seed: int, read: Reader) -> Iterator[tupl
         flat = exact.decode(payload, unit.shape, dtype, lay(reference) if based else None)
         yield from _split(flat, pieces)
         return
-    codec = create(unit.codec)
+    try:
+        codec = create(unit.codec)
+    except CodecError as cause:
+        raise PackError(str(cause), hint="install the package that brings this codec, or fetch the pack again") from cause
     coded = Payload(payload, unit.params, tensor_seed(seed, pieces[0].name))
     delta = codec.decode(coded, unit.shape)
     for number, (piece, part) in enumerate(_split(delta, pieces)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import zstandard
 
 from kinfold.checkpoint import Checkpoint
+from kinfold.checkpoint.reader import MAX_SIDE_FILE
 from kinfold.errors import PackError
 from kinfold.pack.format import short_hash
 from kinfold.pack.manifest import MAX_EXPANSION, SideFile
@@ -72,7 +73,7 @@ def _decompress(packed: bytes, reference: bytes, file: SideFile) -> bytes:
     dictionary = _dictionary(reference) if file.origin == "patch" and reference else None
     try:
         size = zstandard.frame_content_size(packed)
-        if not 0 <= size <= len(packed) * MAX_EXPANSION:
+        if not 0 <= size <= min(len(packed) * MAX_EXPANSION + 2 * len(reference), MAX_SIDE_FILE):
             raise PackError(f"`{file.path}` claims {size} bytes")
         return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(packed, max_output_size=max(size, 1))
     except zstandard.ZstdError as cause:

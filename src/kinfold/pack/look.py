@@ -11,7 +11,8 @@ from kinfold.codec.factors import matrix_sides
 from kinfold.codec.lowrank import EXACT_SIDE, spectrum
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import PackError
-from kinfold.pack.format import PackFile
+from kinfold.pack.files import unpack
+from kinfold.pack.format import FILES, PackFile
 from kinfold.pack.manifest import Manifest
 from kinfold.pack.restore import check_base, tensors
 from kinfold.report.progress import progress
@@ -169,6 +170,8 @@ def verify(pack: str | Path, base: str | Path | None = None) -> VerifyReport:
             checkpoint = Checkpoint.open(base)
             check_base(opened, checkpoint, force=False)
             checked.append("fingerprint of the base")
+            blob = opened.entry(FILES) if FILES in opened.entries else b""
+            checked.append(f"{len(unpack(opened.manifest.files, blob, checkpoint.directory))} files beside the weights")
             names = {piece.name for piece, _ in tensors(opened, checkpoint)}
             checked.append(f"decoding of {len(names)} tensors")
     except PackError as error:
@@ -235,7 +238,7 @@ def diff(base: str | Path, variant: str | Path) -> DiffReport:
         relative = norms[2] / norms[0] if norms[0] else None
         return DiffRow(pair.name, pair.status, info.shape, relative, cosine, stable)
 
-    rows = list(ordered_map(row, pairs))
+    rows = list(ordered_map(row, pairs, values=lambda pair: b.tensors[pair.name].numel))
     rows.sort(key=lambda r: -(r.relative_norm if r.relative_norm is not None else -1.0))
     rows += [DiffRow(name, "absent", a.tensors[name].shape) for name in matched.absent]
     return DiffReport(str(base), str(variant), matched.count("equal"), matched.prefix, rows)

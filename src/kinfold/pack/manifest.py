@@ -122,6 +122,8 @@ class SideFile(_Model):
         parts = path.split("/")
         if path.startswith("/") or any(p in ("", ".", "..") for p in parts) or set(path) & set("\\:\0"):
             raise ValueError(f"`{path}` leads out of the directory")
+        if path.endswith((".safetensors", ".safetensors.index.json")):
+            raise ValueError(f"`{path}` is no side file but weights")
         return path
 
 
@@ -176,6 +178,10 @@ class Manifest(_Model):
                 if spec != (piece.dtype, piece.shape):
                     raise ValueError(f"`{piece.name}` has two shapes")
                 whole = (0, piece.shape[0] if piece.shape else 1)
+                if piece.rows and not piece.shape:
+                    raise ValueError(f"`{piece.name}` is a scalar and has no rows")
+                if size_of(piece.dtype, (max(side, 1) for side in piece.shape)) >= 1 << 62:
+                    raise ValueError(f"`{piece.name}` has the impossible shape {piece.shape}")
                 rows.setdefault(piece.name, []).append((piece.rows[0], piece.rows[1]) if piece.rows else whole)
             if len({(p.dtype, p.base is None) for p in unit.pieces}) > 1:
                 raise ValueError("a unit mixes dtypes, or new values with coded ones")

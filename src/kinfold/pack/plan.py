@@ -21,6 +21,7 @@ from kinfold.pack.units import Draft
 
 KEPT_SHARE = 20  # what is kept (norms, biases, heads) may take a twentieth of the file at full fidelity
 _WIDTHS = (8, 4)  # then these bits a value, in turn
+_BUDGET_TEXT = 16  # bytes that another budget's own text may take in the manifest
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ def plan(
         taken = overhead + sum(-(-job.bits // 8) for job in kept_jobs)
         if taken > total and not last:
             continue
+        if taken > total and not matrices:
+            failure = (BudgetError("no tensor is left that could take less"), taken)
+            continue
         try:
             settled, bits = _settle(sources, matrices, codec, 8 * (total - taken), importance)
         except BudgetError as error:
@@ -92,7 +96,12 @@ def plan(
         jobs = _matrix_jobs(matrices, settled, bits) + kept_jobs
         return jobs, overhead + sum(-(-job.bits // 8) for job in jobs)
     assert failure is not None
-    raise _too_small(budget, total, *failure, skeleton.reference_bytes) from failure[0]
+    error, taken = failure
+    least = taken + error.least_bytes
+    for _ in range(2):  # the header of a larger file holds larger numbers
+        there = _overhead(skeleton, matrices, kept, codec.name, least, files_bytes) + spare
+        least = max(least, taken + there - overhead + error.least_bytes + _BUDGET_TEXT)
+    raise _too_small(budget, total, error, taken, least, skeleton.reference_bytes) from error
 
 
 def _matrix_jobs(matrices: Sequence[Draft], codec: Codec, bits: Sequence[int]) -> list[Job]:
@@ -106,6 +115,8 @@ def _settle(
     if not matrices:
         return codec, []
     shapes = [draft.shape for draft in matrices]
+    if isinstance(given, int) and given <= 0:
+        codec.settle(shapes, [None] * len(shapes), given)  # its error knows the least that would do
     each = codec.shares(shapes, given) if isinstance(given, int) else given
     surveys: list[np.ndarray | None] = [None] * len(matrices)
     if codec.surveys:
@@ -115,7 +126,8 @@ def _settle(
             with naming(draft):
                 return codec.survey(sources.delta(draft.pieces), bits, importance(draft.name))
 
-        surveys = list(ordered_map(look, list(zip(matrices, each, strict=True))))
+        jobs = list(zip(matrices, each, strict=True))
+        surveys = list(ordered_map(look, jobs, values=lambda job: job[0].numel))
     return codec.settle(shapes, surveys, sum(each) if isinstance(given, list) else given)
 
 
@@ -191,12 +203,14 @@ def _overhead(
     return int(1.01 * (pack_bytes(planned, files_bytes) - payloads)) + 32
 
 
-def _too_small(budget: Budget, total: int, error: BudgetError, taken: int, reference_bytes: int) -> BudgetError:
-    least = taken + error.least_bytes
+def _too_small(
+    budget: Budget, total: int, error: BudgetError, taken: int, least: int, reference_bytes: int
+) -> BudgetError:
     kilobytes = -(-least // 1000)
+    share = reference_bytes // (1000 * kilobytes)
     return BudgetError(
         f"a budget of `{budget.text}` is {total} bytes; header, norms, biases and new tensors take {taken} of "
         f"them, and {error}; the smallest possible is {least} bytes",
-        hint=f"--budget {kilobytes}kB (about 1/{reference_bytes // (1000 * kilobytes)} of the reference size)",
+        hint=f"--budget {kilobytes}kB" + (f" (about 1/{share} of the reference size)" if share else ""),
         least_bytes=least,
     )

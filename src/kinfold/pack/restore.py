@@ -164,7 +164,10 @@ def tensors(opened: PackFile, base: Checkpoint) -> Iterator[tuple[Piece, torch.T
         for name in manifest.equal:
             info = base.tensors[base_name(manifest, name)]
             yield Piece(name=name, dtype=info.dtype, shape=list(info.shape)), base.read(info.name)
-        for group in ordered_map(lambda item: _decode(*item, manifest.seed, base), opened.payloads()):
+        groups = ordered_map(
+            lambda item: _decode(*item, manifest.seed, base), opened.payloads(), values=lambda item: item[0].numel
+        )
+        for group in groups:
             yield from group
 
     for piece, tensor in coded():

@@ -49,12 +49,16 @@ class Sources:
 
     def delta(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Variant minus base in float32 (subtracted in float64 where a side is float64)."""
-        values, reference = self.values(pieces), self.reference(pieces)
-        if reference is None:
-            return values.float()
-        if torch.float64 in (values.dtype, reference.dtype):
-            return (values.double() - reference.double()).float()
-        return values.float() - reference.float()
+        values = self.values(pieces)
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        delta = values.to(wide, copy=True)
+        del values  # a large tensor is held once here, not in two dtypes
+        reference = self.reference(pieces)
+        if reference is not None and reference.dtype == torch.float64:
+            delta = delta.double()
+        if reference is not None:
+            delta -= reference
+        return delta.float()
 
 
 def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -24,16 +24,22 @@ class Spool:
         self.done: dict[int, dict[str, Any]] = {}
         if not self._resume(key):
             shutil.rmtree(self.directory, ignore_errors=True)
-            self.directory.mkdir()
-            self._append({"key": key})
+            try:
+                self.directory.mkdir()
+                self._append({"key": key})
+            except OSError:
+                shutil.rmtree(self.directory, ignore_errors=True)
+                raise
         self.data: BinaryIO = (self.directory / "data").open("ab+")
 
     def _resume(self, key: str) -> bool:
         try:
-            lines = self._journal.read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
-            records = [json.loads(line) for line in lines]
+            whole, newline, torn = self._journal.read_bytes().rpartition(b"\n")
+            records = [json.loads(line) for line in whole.split(b"\n")] if newline else []
             if not records or records[0] != {"key": key}:
                 return False
+            if torn:  # what follows the last newline was cut short; the next line must not join it
+                os.truncate(self._journal, len(whole) + 1)
             with (self.directory / "data").open("rb") as data:
                 for record in records[1:]:
                     data.seek(record["offset"])
@@ -70,6 +76,10 @@ class Spool:
         return self.done[unit]["offset"], self.done[unit]["bytes"]
 
     def close(self, *, remove: bool) -> None:
-        self.data.close()
+        try:
+            self.data.close()
+        except OSError:  # a full disk refuses what is buffered, again; that was reported by the first write
+            if not remove:
+                raise
         if remove:
             shutil.rmtree(self.directory, ignore_errors=True)

@@ -130,7 +130,8 @@ def pack(
             jobs, bound = plan(sources, drafted, chosen, target, manifest, len(blob), importance, spare=spare)
             if dry_run:
                 return _report(out, manifest.model_copy(update={"units": _planned(jobs)}), sources, bound)
-            spool = Spool(out, _key(manifest, jobs))
+            with disk_errors(out):
+                spool = Spool(out, _key(manifest, jobs))
             try:
                 with disk_errors(out):
                     manifest = manifest.model_copy(update={"units": _encode(sources, jobs, spool, seed, importance)})
@@ -139,6 +140,7 @@ def pack(
                     size = pack_bytes(sealed, len(blob))
                     if limit is not None and size > limit:  # the manifest came out larger than foreseen
                         spare += size - limit + 64
+                        spool.close(remove=True)
                         continue
                     write_pack(out, sealed, spool.data, places, blob, overwrite=overwrite)
                 spool.close(remove=True)
@@ -195,7 +197,11 @@ def _encode(sources: Sources, jobs: Sequence[Job], spool: Spool, seed: int, impo
         for number, job in enumerate(jobs):
             if number in spool.done:
                 advance(job.draft.nbytes, spool.done[number]["bytes"])
-        coded = ordered_map(lambda number: coding.encode(sources, jobs[number], seed, importance), todo)
+        coded = ordered_map(
+            lambda number: coding.encode(sources, jobs[number], seed, importance),
+            todo,
+            values=lambda number: jobs[number].draft.numel,
+        )
         for number, result in zip(todo, coded, strict=True):
             spool.add(number, result)
             advance(jobs[number].draft.nbytes, len(result.data))

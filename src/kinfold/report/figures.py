@@ -48,8 +48,8 @@ def curves(
     *,
     x: str,
     y: str,
-    reference: float | None = None,
-    floor: float = 0.0,
+    levels: Mapping[str, float] | None = None,
+    floor: float | None = None,
 ) -> str:
     """Lines over a logarithmic x axis of bytes, as SVG.
 
@@ -57,8 +57,8 @@ def curves(
         series: (bytes, quality) points by name.
         x: label of the axis.
         y: label of the axis.
-        reference: a quality to mark with a dashed line, such as the uncompressed model's.
-        floor: the lowest quality shown.
+        levels: qualities to mark with dashed lines, by name, such as the uncompressed model's.
+        floor: the lowest quality shown; None shows all.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
@@ -67,10 +67,13 @@ def curves(
             where, value = zip(*sorted(points), strict=True)
             colour, mark = _COLOURS[number % 8], _MARKS[number % 8]
             axes.plot(where, value, marker=mark, color=colour, label=name, markersize=5, linewidth=1.6)
-    if reference is not None:
-        axes.axhline(reference, color="0.4", linestyle="--", linewidth=1)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=floor)
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(name, (0.005, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.35")
+    axes.margins(y=0.12)
+    if floor is not None:
+        axes.set_ylim(bottom=floor)
     _byte_ticks(axes)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -109,12 +109,15 @@ def layer_of(name: str) -> str:
 
 
 def write_demo_report(path: Path, lead: str, columns: Sequence[str], rows: Sequence[Sequence[str]], gains: Any) -> None:
-    """The demo's report: one figure a task (`gains`: task -> codec -> (bytes, accuracy) points) and the table."""
+    """The demo's report: the table, and one figure a task.
+
+    `gains` maps a task to its (bytes, accuracy) points by codec, and to the levels to mark.
+    """
     figures = [
         {
             "heading": task,
-            "svg": curves(series, x="bytes of the pack", y="test accuracy", reference=after, floor=floor),
+            "svg": curves(series, x="bytes of the pack", y="test accuracy", levels=levels),
         }
-        for task, (series, after, floor) in gains.items()
+        for task, (series, levels) in gains.items()
     ]
     write_page(path, "Kinfold demo", lead, [*figures, {"heading": "All figures", "columns": columns, "rows": rows}])
