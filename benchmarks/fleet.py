@@ -35,7 +35,8 @@ import safetensors
 import torch
 import transformers
 
-from kinfold.demo.sources import MINILM, TASKS, Package, Row, Rows, Task, base_model, cache_dir, split
+from kinfold.demo.sources import MINILM, Package, base_model, cache_dir
+from kinfold.demo.texts import TASKS, Row, Rows, Task, split
 from kinfold.demo.train import RECIPE, accuracy, record_path, train, write_json
 from kinfold.errors import DataError, KinfoldError
 

@@ -23,6 +23,15 @@ PICO = {  # no tensor name here stands for an architecture: it is a checkpoint l
     "norm.weight": (64,),
 }
 
+MIDDLING = {  # enough weights for a budget of 1/100 to make sense: 2.5 million
+    "embed.weight": (2000, 192),
+    **{f"layer.{n}.attn.weight": (192, 192) for n in range(2)},
+    **{f"layer.{n}.up.weight": (768, 192) for n in range(2)},
+    **{f"layer.{n}.down.weight": (192, 768) for n in range(2)},
+    **{f"layer.{n}.norm.weight": (192,) for n in range(4)},
+    "conv.weight": (64, 32, 3, 3),
+}
+
 
 def pico(seed: int = 0, dtype: torch.dtype = torch.float32, shapes: Mapping[str, Sequence[int]] = PICO) -> Tensors:
     """Random tensors of the given shapes, standard deviation 0.02."""
@@ -75,6 +84,16 @@ def raw(directory: Path) -> Raw:
 def beside(path: Path) -> list[str]:
     """Names of everything in the folder that `path` lies in, hidden files too."""
     return sorted(entry.name for entry in path.parent.iterdir())
+
+
+def reference_bytes(base: Path, variant: Path) -> int:
+    """2 bytes for every weight in a tensor whose bytes differ from the base's."""
+    there = raw(base)
+    total = 0
+    for name, (dtype, shape, data) in raw(variant).items():
+        if there.get(name) != (dtype, shape, data):
+            total += 2 * int(torch.Size(shape).numel())
+    return total
 
 
 def llama(seed: int = 0, **changes: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ from kinfold.errors import CalibrationError, CheckpointError
 
 Row = dict[str, Any]
 MAX_TOKENS = 512
+TOKENIZER_FILES = (  # any of these makes a tokenizer
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -33,7 +42,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # splitlines would also cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as cause:
         raise CalibrationError(f"cannot read `{path}`: {cause}") from cause
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -115,10 +124,10 @@ class Task:
                 model = model_class(config).from_pretrained(directory, dtype=torch.float32).eval()
             except (OSError, ValueError) as cause:
                 raise CheckpointError(f"transformers cannot load `{directory}`: {cause}") from cause
-            try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-            except Exception:  # a directory without a tokenizer is fine for rows of input_ids
-                tokenizer = None
+            tokenizer = None  # a directory without one is fine for rows of input_ids
+            if any((Path(directory) / name).exists() for name in TOKENIZER_FILES):  # else some get an empty one
+                with suppress(Exception):
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         head = None
         own = dict(model.named_parameters())
         if {"head.weight", "head.bias"} <= checkpoint.tensors.keys() and "head.weight" not in own:
@@ -137,17 +146,28 @@ class Task:
 
     @property
     def has_logits(self) -> bool:
-        return self.head is not None or "For" in type(self.model).__name__
+        return self.head is not None or self.model.base_model is not self.model  # a head stands on a base model
 
     def _ids(self, row: Row) -> torch.Tensor:
+        limit = min(MAX_TOKENS, getattr(self.model.config, "max_position_embeddings", None) or MAX_TOKENS)
         if "input_ids" in row:
-            return torch.tensor([row["input_ids"][:MAX_TOKENS]])
-        if self.tokenizer is None:
+            ids = row["input_ids"][:limit]
+        elif self.tokenizer is None:
             raise CalibrationError(
                 "the rows are texts, but the model directory has no tokenizer",
                 hint="add the tokenizer's files, or give rows of `input_ids`",
             )
-        return self.tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        else:
+            ids = self.tokenizer(row["text"], truncation=True, max_length=limit)["input_ids"]
+        if not ids:
+            raise CalibrationError(f"the row {row} has no tokens", hint="remove rows of empty text")
+        known = self.model.get_input_embeddings().num_embeddings
+        if max(ids) >= known:
+            raise CalibrationError(
+                f"a row has token {max(ids)}, the model knows those below {known}",
+                hint="make `input_ids` with the tokenizer of this model",
+            )
+        return torch.tensor([ids])
 
     def parameters(self, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
         """The model's parameters for names of a checkpoint, with or without the prefix of the base model.

@@ -120,6 +120,24 @@ def test_product_is_cast_once() -> None:
     assert np.all(np.abs(half.double().numpy() - expected) <= 2.0**-8 * np.abs(expected) + 1e-6)
 
 
+def test_product_runs_on_one_thread() -> None:
+    class Spy:
+        threads = 0
+
+        def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+            self.threads = torch.get_num_threads()
+            return torch.zeros(2, 3)
+
+    spy, before = Spy(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        product(spy, gauss(3, 1), (2, 3), torch.float32)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert spy.threads == 1
+
+
 def test_wrong_lengths_are_refused() -> None:
     coded = encode_sparse(A, np.array([0, 3, 4]), 16)
     for damaged in (b"", coded[:-1], coded + b"\0"):

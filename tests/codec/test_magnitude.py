@@ -93,6 +93,14 @@ def test_one_threshold_for_the_model(width: int) -> None:
     assert max(counts) > 2 * min(counts)  # the tensors differ, so their shares do
 
 
+def test_equal_sizes_still_fill_the_budget() -> None:
+    """All entries in one bin of the histogram: the rest of the budget is spent within it."""
+    codec = create("magnitude", {"value_bits": 4})
+    deltas = [torch.ones(60, 50), -torch.ones(30, 40)]
+    _, bits = codec.settle([(60, 50), (30, 40)], [codec.survey(delta, 0, None) for delta in deltas], 8_000)
+    assert 0.97 * 8_000 <= sum(bits) <= 8_000
+
+
 def test_scope_tensor_gives_equal_shares() -> None:
     codec = create("magnitude", {"value_bits": 8, "scope": "tensor"})
     assert not codec.surveys

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from deltas import decaying, gauss, importance, relative_error
+from deltas import decaying, gauss, importance, relative_error, with_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,15 +109,26 @@ def test_half_keeps_as_many_of_each() -> None:
     assert s_u > 20
 
 
-def test_joint_keeps_the_entries_with_the_most_damage_a_bit() -> None:
-    """The same choice made in numpy: |a_ij| sigma_j^(1/2), over 32 + index bits, largest first."""
-    n, d, k, bits = 20, 70, 4, 2500
-    delta = gauss(n, d)
-    codec = create("osd", {"layout": "paper", "extra_rank": k - bits // (32 * (n + d))})
-    payload = codec.encode(delta, budget_bits=bits)
+@pytest.mark.parametrize(
+    ("options", "left", "right"),  # the power of sigma in the worth of an entry of U and of V
+    [
+        ({}, 1, 1),
+        ({"split": "left"}, 1, 1),  # the damage does not depend on the split
+        ({"score": "mag"}, 0.5, 0.5),
+        ({"score": "mag", "split": "left"}, 1, 0),
+        ({"score": "mag", "split": "right"}, 0, 1),
+    ],
+)
+def test_joint_keeps_the_entries_with_the_most_damage_a_bit(
+    options: dict[str, object], left: float, right: float
+) -> None:
+    """The same choice made in numpy: |entry| sigma^power over 32 + index bits, largest first."""
+    n, d, k, bits = 30, 900, 3, 20_000
+    delta = with_spectrum(n, d, 0.6 ** np.arange(30)).float()
+    payload = create("osd", {"layout": "paper", "extra_rank": k} | options).encode(delta, budget_bits=bits)
     u, s, vt = np.linalg.svd(delta.double().numpy(), full_matrices=False)
-    worth_u = (np.abs(u[:, :k]) * s[:k] / (32 + 7)).ravel()  # 80 cells
-    worth_v = (np.abs(vt[:k].T) * s[:k] / (32 + 9)).ravel()  # 280 cells
+    worth_u = (np.abs(u[:, :k]) * s[:k] ** left / (32 + 7)).ravel()  # 90 cells
+    worth_v = (np.abs(vt[:k].T) * s[:k] ** right / (32 + 12)).ravel()  # 2700 cells
     s_u, s_v = payload.params["s"]
     least = np.sort(np.concatenate([worth_u, worth_v]))[::-1][s_u + s_v - 1]
     assert (s_u, s_v) == (int(np.sum(worth_u >= least)), int(np.sum(worth_v >= least)))

@@ -95,14 +95,18 @@ def test_energy_keeps_the_largest_values_of_the_model() -> None:
     assert [8 * len(payload.data) for payload in payloads] == bits
 
 
-def test_energy_weighs_a_rank_by_its_bits() -> None:
-    """A rank of the small matrix removes less, but more a bit."""
-    codec, shapes = TruncSvd(), [(100, 100), (10, 10)]
-    surveys = [np.array([1.0, 0.9]), np.array([0.5, 0.4])]
-    _, bits = codec.settle(shapes, surveys, 16 * 20 * 2 + 16)
-    assert ranks(bits, shapes) == [0, 2]
-    _, bits = codec.settle(shapes, surveys, 16 * 20 * 2 + 16 * 200 + 32)
-    assert ranks(bits, shapes) == [1, 2]
+@pytest.mark.parametrize(
+    ("small", "room", "expected"),
+    [
+        ([0.5, 0.4], 0, [0, 2]),  # 0.25 / 336 and 0.16 / 320 are more a bit than 1 / 3216
+        ([0.25, 0.2], 0, [1, 0]),  # 0.0625 / 336 is less, though 0.25 / 336 would not be
+        ([0.5, 0.4], 656, [1, 2]),
+    ],
+)
+def test_energy_is_squared_values_a_bit(small: list[float], room: int, expected: list[int]) -> None:
+    shapes = [(100, 100), (10, 10)]
+    _, bits = TruncSvd().settle(shapes, [np.array([1.0, 0.1]), np.array(small)], 3216 + room)
+    assert ranks(bits, shapes) == expected
 
 
 def test_uniform_gives_every_matrix_the_same_rank() -> None:

@@ -18,6 +18,7 @@ app = App(
     help="Keep a family of fine-tuned models in little more room than their one base.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # ours says how to go on
 )
 
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]

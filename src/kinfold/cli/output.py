@@ -26,7 +26,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def run(app: App, argv: Sequence[str]) -> int:
     """Run a command; turn a user's mistake into words and a code, never into a traceback."""
     try:
-        code = app(list(argv), exit_on_error=False, print_error=False)
+        code = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
     except KinfoldError as error:
         say_error(str(error), error.hint)
         return AT_FAULT

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kinfold.demo.sources import TASKS, Row, base_model
+from kinfold.demo.sources import base_model
+from kinfold.demo.texts import TASKS, Row
 from kinfold.demo.train import accuracy, train
 from kinfold.pack import inspect, pack, restore
 from kinfold.report.html import write_demo_report, write_pack_report

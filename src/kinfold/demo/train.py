@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kinfold.demo.sources import Row
+from kinfold.demo.texts import Row
 from kinfold.errors import DataError, OutputError
 from kinfold.tasks import quiet_transformers
 

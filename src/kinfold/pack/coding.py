@@ -78,7 +78,9 @@ def decode(unit: Unit, payload: bytes, seed: int, read: Reader) -> Iterator[tupl
     try:
         codec = create(unit.codec)
     except CodecError as cause:
-        raise PackError(str(cause), hint="install the package that brings this codec, or fetch the pack again") from cause
+        raise PackError(
+            str(cause), hint="install the package that brings this codec, or fetch the pack again"
+        ) from cause
     coded = Payload(payload, unit.params, tensor_seed(seed, pieces[0].name))
     delta = codec.decode(coded, unit.shape)
     for number, (piece, part) in enumerate(_split(delta, pieces)):

@@ -1,0 +1,53 @@
+"""Sizes for people, and a bar that is silent off a terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from kinfold.report.progress import progress, size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1500, "1.5 kB"),
+        (83_233, "83.2 kB"),
+        (999_400, "999 kB"),
+        (999_600, "1 MB"),
+        (2_660_000, "2.66 MB"),
+        (90_856_960, "90.9 MB"),
+        (13_000_000_000, "13 GB"),
+        (2_400_000_000_000, "2400 GB"),
+    ],
+)
+def test_size(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("encode", 10) as advance:
+        advance(5, 1)
+        advance(5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_bytes_saved_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress("encode", 2_000_000) as advance:
+        advance(1_000_000, 100_000)
+        advance(1_000_000, 100_000)
+    assert "encode" in terminal.getvalue()
+    assert "1.8 MB saved" in terminal.getvalue()

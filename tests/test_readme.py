@@ -1,0 +1,78 @@
+"""Every command and every line of Python in the docs works when pasted, and every figure has its source."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Pair
+from models import tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/guide/packs.md", "docs/reference/python.md"]
+SET_UP = ("git clone", "make ", "source ")  # done for the tests by the Makefile itself
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"^```(bash|python)\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def workshop(llama_pair: Pair, tmp_path: Path) -> Path:
+    """A folder as `make demo` leaves it, with pico models; budgets below are of their size."""
+    shutil.copytree(llama_pair.base, tmp_path / "kinfold-demo" / "base")
+    shutil.copytree(llama_pair.variant, tmp_path / "kinfold-demo" / "movie")
+    tokenizer(tmp_path / "kinfold-demo" / "movie")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_run(page: str, workshop: Path) -> None:
+    found = blocks(page)
+    assert found
+    scripts = workshop / "bin"
+    scripts.mkdir()
+    (scripts / "kinfold").write_text(f'#!/bin/sh\nexec {sys.executable} -m kinfold.cli "$@"\n')
+    (scripts / "kinfold").chmod(0o755)
+    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for language, text in found:
+        # a pico model's header outweighs 1/100 of it: the snippets' budgets are for models of real size
+        text = re.sub(r"1/(100|64|32|16)\b|200kB", "24kB", text)
+        lines = [line for line in text.splitlines() if not line.startswith(SET_UP)]
+        program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*program, "\n".join(lines)], cwd=workshop, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stderr}"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, "docs/FORMAT.md", "CONTRIBUTING.md", "docs/concepts/codecs.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text("utf-8")):
+            if not target.startswith("http"):
+                assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_measured_table_is_the_benchmarks_own() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    measured = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text("utf-8"))
+    budgets = ["1/8", "1/16", "1/32", "1/64", "1/128", "1/256"]
+    for setting in measured["settings"]:
+        found = {row["budget"]: row for row in measured["summary"] if row["label"] == setting["label"]}
+        cells = [f"{found[b]['gain_mean']:.3f} ({found[b]['gain_worst']:.2f})" if b in found else "-" for b in budgets]
+        assert f"| {setting['label']} | {' | '.join(cells)} |" in readme
+    mean_after = sum(member["after"] for member in measured["fleet"]) / len(measured["fleet"])
+    assert f"Accuracy is {mean_after:.3f}" in readme
+
+
+def test_the_makefile_and_the_readme_name_the_same_commands() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text("utf-8")):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

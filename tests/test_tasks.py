@@ -1,0 +1,215 @@
+"""Rows, models and losses, against torch in float64 and values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kinfold.errors import CalibrationError, CheckpointError
+from kinfold.tasks import Task, divergence, drawn_loss, labelled_loss, model_class, quiet_transformers, read_rows
+from models import raw, save
+
+
+def rows(folder: Path, text: str) -> Path:
+    (folder / "rows.jsonl").write_text(text, "utf-8")
+    return folder / "rows.jsonl"
+
+
+def test_rows_are_read_and_blank_lines_passed_over(tmp_path: Path) -> None:
+    path = rows(tmp_path, '{"text": "a b"}\n\n  \n{"input_ids": [1, 2], "label": 1, "more": null}\r\n{"text": "é"}')
+    assert read_rows(path) == [
+        {"text": "a b"},
+        {"input_ids": [1, 2], "label": 1, "more": None},
+        {"text": "é"},
+    ]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_only_newlines_end_a_row(tmp_path: Path, mark: str) -> None:
+    """JSON allows these raw inside a string, and json.dumps(ensure_ascii=False) writes them so."""
+    assert read_rows(rows(tmp_path, f'{{"text": "a{mark}b"}}\n')) == [{"text": f"a{mark}b"}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[1]", "7", "{}", '{"text": 1}', '{"input_ids": []}', '{"input_ids": [1, -1]}', '{"input_ids": [1.5]}',
+     '{"input_ids": [true]}', '{"input_ids": "12"}'],
+)  # fmt: skip
+def test_an_unreadable_line_is_named(tmp_path: Path, line: str) -> None:
+    path = rows(tmp_path, '{"text": "a"}\n\n' + line + "\n")
+    with pytest.raises(CalibrationError, match=rf"line 3 of `{path}`"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "blank", "no text"])
+def test_a_file_without_rows(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    if what != "missing":
+        path.write_bytes({"empty": b"", "blank": b"\n \n", "no text": b"\xff\xfe\n"}[what])
+    words = {"missing": "cannot read", "no text": "cannot read"}.get(what, "has no rows")
+    with pytest.raises(CalibrationError, match=words):
+        read_rows(path)
+
+
+def test_class_by_name_or_auto_model() -> None:
+    config = transformers.BertConfig(architectures=["NoSuchModel", "BertForMaskedLM"])
+    assert model_class(config) is transformers.BertForMaskedLM
+    config.architectures = None
+    assert model_class(config) is transformers.AutoModel
+
+
+def test_quiet_gives_the_verbosity_back() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_info()
+    try:
+        with quiet_transformers():
+            assert logging.get_verbosity() == logging.ERROR
+        assert logging.get_verbosity() == logging.INFO
+    finally:
+        logging.set_verbosity_warning()
+
+
+IDS = [5, 17, 3, 90, 41, 2]
+
+
+def test_a_causal_lm_answers_with_the_logits_of_all_but_the_last_position(llama_pair: Any) -> None:
+    task = Task.load(llama_pair.variant)
+    own = transformers.LlamaForCausalLM.from_pretrained(llama_pair.variant).eval()
+    with torch.no_grad():
+        wanted = own(input_ids=torch.tensor([IDS])).logits[0, :-1]
+        assert torch.equal(task.output({"input_ids": IDS}), wanted)
+        assert torch.equal(task.output({"text": "a b z"}), own(input_ids=torch.tensor([[1, 2, 26]])).logits[0, :-1])
+    assert task.has_logits
+    assert task.head is None
+
+
+def test_a_classifier_answers_with_its_logits(classifier_pair: Any) -> None:
+    task = Task.load(classifier_pair.variant)
+    own = transformers.BertForSequenceClassification.from_pretrained(classifier_pair.variant).eval()
+    with torch.no_grad():
+        assert torch.equal(task.output({"input_ids": IDS}), own(input_ids=torch.tensor([IDS])).logits[0])
+    assert task.has_logits
+
+
+def test_an_encoder_answers_with_its_mean_hidden_state(bert_pair: Any) -> None:
+    task = Task.load(bert_pair.variant)
+    own = transformers.BertModel.from_pretrained(bert_pair.variant).eval()
+    with torch.no_grad():
+        hidden = own(input_ids=torch.tensor([IDS])).last_hidden_state[0]
+        assert torch.allclose(task.output({"input_ids": IDS}), hidden.double().mean(0).float(), atol=1e-6)
+    assert not task.has_logits
+
+
+def test_a_linear_head_beside_an_encoder_is_applied(tmp_path: Path, bert_pair: Any) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(bert_pair.variant / "model.safetensors")
+    tensors |= {"head.weight": torch.randn(4, 32), "head.bias": torch.randn(4)}
+    save(tmp_path / "m", tensors)
+    (tmp_path / "m" / "config.json").write_bytes((bert_pair.variant / "config.json").read_bytes())
+    task, bare = Task.load(tmp_path / "m"), Task.load(bert_pair.variant)
+    assert task.has_logits
+    with torch.no_grad():
+        pooled = bare.output({"input_ids": IDS}).double()
+        wanted = tensors["head.weight"].double() @ pooled + tensors["head.bias"].double()
+        assert torch.allclose(task.output({"input_ids": IDS}).double(), wanted, atol=1e-5)
+    assert raw(tmp_path / "m")["head.bias"][1] == (4,)
+
+
+def test_a_language_model_of_another_name_has_logits_too(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=99, n_positions=16)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    assert Task.load(tmp_path / "gpt2").has_logits
+    transformers.GPT2Model(config).save_pretrained(tmp_path / "bare")
+    assert not Task.load(tmp_path / "bare").has_logits
+
+
+def test_texts_need_a_tokenizer(bert_pair: Any) -> None:
+    task = Task.load(bert_pair.variant)
+    with pytest.raises(CalibrationError, match="has no tokenizer") as caught:
+        task.output({"text": "a"})
+    assert "input_ids" in caught.value.hint
+
+
+def test_long_rows_are_cut_to_what_the_model_takes(bert_pair: Any, llama_pair: Any) -> None:
+    task = Task.load(bert_pair.variant)  # 64 positions
+    with torch.no_grad():
+        long, cut = (task.output({"input_ids": (IDS * 20)[:count]}) for count in (120, 64))
+    assert torch.equal(long, cut)
+    with torch.no_grad():
+        assert Task.load(llama_pair.variant).output({"text": "a b c " * 100}).shape == (63, 99)
+
+
+@pytest.mark.parametrize("row", [{"input_ids": [1, 160]}, {"text": "   "}])
+def test_a_row_the_model_cannot_read_is_the_users_mistake(bert_pair: Any, llama_pair: Any, row: dict) -> None:
+    task = Task.load(bert_pair.variant if "input_ids" in row else llama_pair.variant)
+    with pytest.raises(CalibrationError, match="token"):
+        task.output(row)
+
+
+def test_parameters_with_or_without_the_prefix(classifier_pair: Any) -> None:
+    task = Task.load(classifier_pair.variant)
+    names = ["bert.pooler.dense.weight", "pooler.dense.weight", "classifier.weight"]
+    found = task.parameters(names)
+    assert list(found) == names
+    assert found[names[0]] is found[names[1]] is task.model.bert.pooler.dense.weight
+    with pytest.raises(CheckpointError, match="`nowhere` is no parameter of BertForSequenceClassification"):
+        task.parameters(["nowhere"])
+
+
+def test_a_directory_transformers_cannot_load(tmp_path: Path, pair: Any) -> None:
+    with pytest.raises(CheckpointError, match="transformers cannot load"):
+        Task.load(pair.base)
+
+
+def test_divergence_of_logits_is_kl_in_float64() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((5,), (7, 5)):
+        target, output = (torch.randn(shape, generator=generator) * 3 for _ in range(2))
+        p, q = (torch.softmax(x.double(), -1).reshape(-1, 5) for x in (target, output))
+        wanted = float((p * (p / q).log()).sum(-1).mean())
+        assert float(divergence(target, output, True)) == pytest.approx(wanted, rel=1e-5)
+    assert float(divergence(target, target, True)) == 0
+
+
+def test_divergence_of_hidden_states_is_half_a_squared_distance() -> None:
+    assert float(divergence(torch.tensor([1.0, 2.0]), torch.tensor([4.0, -2.0]), False)) == pytest.approx(12.5)
+
+
+def test_labelled_loss_is_cross_entropy() -> None:
+    output = torch.tensor([1.0, 2.0, 4.0])
+    wanted = math.log(math.e + math.e**2 + math.e**4) - 2
+    assert float(labelled_loss(output, {"label": 1})) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("label", [None, 3, -1, "1", True, 1.0])
+def test_a_label_that_does_not_fit(label: object) -> None:
+    with pytest.raises(CalibrationError, match="needs an integer below 3 in every row"):
+        labelled_loss(torch.zeros(3), {"label": label})
+
+
+def test_drawn_answers_follow_the_models_own_distribution() -> None:
+    """E[gradient of the loss] is zero when the answer is drawn from the output; its square is the Fisher."""
+    logits = torch.tensor([0.3, -1.0, 1.2], dtype=torch.float64, requires_grad=True)
+    p = torch.softmax(logits.detach(), -1)
+    generator = torch.Generator().manual_seed(0)
+    draws = []
+    for _ in range(1500):
+        (gradient,) = torch.autograd.grad(drawn_loss(logits, True, generator), logits)
+        draws.append(gradient)
+    gradients = torch.stack(draws)
+    assert torch.allclose(gradients.mean(0), torch.zeros(3, dtype=torch.float64), atol=0.05)
+    assert torch.allclose(gradients.square().mean(0), p * (1 - p), atol=0.02)  # diagonal Fisher of a softmax
+
+
+def test_drawn_hidden_states_have_unit_variance() -> None:
+    hidden = torch.zeros(4000, requires_grad=True)
+    loss = drawn_loss(hidden, False, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert float(gradient.square().mean()) == pytest.approx(1, abs=0.1)
