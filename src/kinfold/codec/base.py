@@ -100,7 +100,6 @@ class Codec(ABC):
             BudgetError: the budget is below `minimum_bits`.
         """
 
-    @abstractmethod
     def encode(
         self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
     ) -> Payload:
@@ -110,6 +109,13 @@ class Codec(ABC):
             BudgetError: the budget is below `minimum_bits`.
             CodecError: the delta holds NaN or infinity, or importance is wanted and missing.
         """
+        require_bits(self, tuple(delta.shape), budget_bits)
+        check_finite(delta)
+        return self._encode(delta, budget_bits, importance, seed)
+
+    @abstractmethod
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
+        """`encode`, for a finite delta and a budget that suffices."""
 
     @abstractmethod
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -16,7 +16,6 @@ from kinfold.codec.base import (
     Payload,
     Plan,
     Shape,
-    check_finite,
     require_bits,
 )
 from kinfold.codec.bits import packed_bytes, unpack_bits
@@ -48,11 +47,7 @@ class BitDelta(Codec):
         require_bits(self, shape, budget_bits)
         return Plan(self.minimum_bits(shape) // 8)
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        require_bits(self, tuple(delta.shape), budget_bits)
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         residual = delta.float().reshape(-1).clone()
         scales, planes = [], []
         for _ in range(self.config.planes):

@@ -17,7 +17,6 @@ from kinfold.codec.base import (
     Payload,
     Plan,
     Shape,
-    check_finite,
     require_bits,
 )
 from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
@@ -77,11 +76,7 @@ class Dare(Codec):
         require_bits(self, shape, budget_bits)
         return Plan(self._bytes(self._count(shape, budget_bits)))
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        require_bits(self, tuple(delta.shape), budget_bits)
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         flat = delta.float().reshape(-1).numpy()
         mask, count = kept_mask(flat.size, self._count(tuple(delta.shape), budget_bits), seed)
         values, width = flat[mask], self.config.value_bits

@@ -69,11 +69,7 @@ class Magnitude(Codec):
         require_bits(self, shape, budget_bits)
         return Plan(budget_bits // 8)
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        require_bits(self, tuple(delta.shape), budget_bits)
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         flat = delta.float().reshape(-1)
         order = np.argsort(-np.abs(flat.numpy()), kind="stable")
         best = Payload(b"", {"s": 0, "w": 16})

@@ -98,11 +98,7 @@ class Osd(Codec):
         require_bits(self, shape, budget_bits)
         return Plan(budget_bits // 8)
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        require_bits(self, tuple(delta.shape), budget_bits)
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         self._require_importance(importance)
         candidates = self._candidates(as_matrix(delta), budget_bits, importance, seed)
         _, pair = min(candidates, key=lambda candidate: candidate[0])  # the first of equals wins

@@ -18,7 +18,6 @@ from kinfold.codec.base import (
     Payload,
     Plan,
     Shape,
-    check_finite,
     require_bits,
 )
 from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
@@ -53,11 +52,7 @@ class Rtn(Codec):
         require_bits(self, shape, budget_bits)
         return Plan(self.minimum_bits(shape) // 8)
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        require_bits(self, tuple(delta.shape), budget_bits)
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         width = self.config.value_bits
         flat = delta.float().reshape(-1).numpy()
         scale, step = _steps(flat, width)

@@ -54,10 +54,7 @@ class TruncSvd(Codec):
     def plan(self, shape: Shape, dtype: torch.dtype, budget_bits: int) -> Plan:
         return Plan(self._bits(shape, self._rank(shape, budget_bits)) // 8)
 
-    def encode(
-        self, delta: torch.Tensor, *, budget_bits: int, importance: Importance | None = None, seed: int = 0
-    ) -> Payload:
-        check_finite(delta)
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         rank = self._rank(tuple(delta.shape), budget_bits)
         matrix = as_matrix(delta)
         a, c = leading(matrix, rank, seed).balanced(rank)
