@@ -77,8 +77,8 @@ def test_the_same_bytes_on_any_number_of_cores(
         before = torch.get_num_threads()
         torch.set_num_threads(cores)
         try:
-            options = {"value_bits": 32} if codec == "truncsvd" else None
-            kinfold.pack(*middling, tmp_path / f"{cores}", codec=codec, options=options, budget="1/2")
+            fine = {"options": {"value_bits": 32}, "budget": "1/2"} if codec == "truncsvd" else {"budget": "1/40"}
+            kinfold.pack(*middling, tmp_path / f"{cores}", codec=codec, **fine)
         finally:
             torch.set_num_threads(before)
         seen.add((tmp_path / f"{cores}").read_bytes())
