@@ -138,8 +138,6 @@ def summary(
                     "gain_standard_error": spread,
                     "accuracy_mean": sum(p["accuracy"] for p in met) / len(met),
                     "error_mean": sum(p["error"] or 0 for p in met) / len(met),
-                    "pack_seconds_mean": sum(p["pack_seconds"] for p in met) / len(met),
-                    "restore_seconds_mean": sum(p["restore_seconds"] for p in met) / len(met),
                 }
             )
     return rows

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import kinfold
+from kinfold.errors import CheckpointError, PackError
+from kinfold.pack import files
 from models import perturbed, pico, save
 
 
@@ -81,3 +83,16 @@ def test_their_bytes_count_against_the_budget(tmp_path: Path, sides: tuple[Path,
     for budget in (14_000, 15_000):
         kinfold.pack(base, variant, tmp_path / f"{budget}", budget=budget)
         assert 0.97 * budget <= (tmp_path / f"{budget}").stat().st_size <= budget
+
+
+def test_files_too_large_together_are_refused_on_both_sides(
+    tmp_path: Path, sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, variant = sides
+    kinfold.pack(base, variant, tmp_path / "v", codec="exact")
+    monkeypatch.setattr(files, "MAX_FILES", 10)
+    with pytest.raises(CheckpointError, match="at most 10 can be carried"):
+        kinfold.pack(base, variant, tmp_path / "w", codec="exact")
+    with pytest.raises(PackError, match="more than 10 bytes"):
+        kinfold.restore(tmp_path / "v", base, tmp_path / "back")
+    assert not (tmp_path / "back").exists()

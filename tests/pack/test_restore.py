@@ -225,3 +225,13 @@ def test_an_existing_output_is_kept_unless_told(tmp_path: Path, pair: Any) -> No
     assert not (restored / "mine.txt").exists()
     assert raw(restored) == raw(pair.variant)
     assert beside(restored) == ["restored", "v.kin.safetensors"]
+
+
+def test_the_base_itself_is_no_output(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", pico())
+    variant = save(tmp_path / "variant", perturbed(pico()))
+    kinfold.pack(base, variant, tmp_path / "v", codec="exact")
+    before = raw(base)
+    with pytest.raises(OutputError, match="the base itself"):
+        kinfold.restore(tmp_path / "v", base, tmp_path / "variant" / ".." / "base", overwrite=True)
+    assert raw(base) == before

@@ -9,9 +9,11 @@ import zstandard
 
 from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.reader import MAX_SIDE_FILE
-from kinfold.errors import PackError
+from kinfold.errors import CheckpointError, PackError
 from kinfold.pack.format import short_hash
 from kinfold.pack.manifest import MAX_EXPANSION, SideFile
+
+MAX_FILES = 256 << 20  # bytes of all kept files together, so that a small hostile pack cannot fill a disk
 
 
 def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], bytes, list[str]]:
@@ -22,7 +24,7 @@ def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], byte
         because `from_pretrained` does not read them.
     """
     kept, left_out = variant.side_files()
-    files, parts = [], []
+    files, parts, total = [], [], 0
     for path in kept:
         data = (variant.directory / path).read_bytes()
         there = base.directory / path
@@ -36,6 +38,13 @@ def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], byte
             packed, origin = min((packed, origin), (patch, "patch"), key=lambda choice: len(choice[0]))
         files.append(SideFile(path=path, hash=short_hash(data), origin=origin, bytes=len(packed)))
         parts.append(packed)
+        total += len(data)
+    if total > MAX_FILES:
+        raise CheckpointError(
+            f"the config and tokenizer files of `{variant.directory}` that differ from the base's take {total} bytes, "
+            f"at most {MAX_FILES} can be carried",
+            hint=f"du -a {variant.directory} | sort -n | tail",
+        )
     return files, b"".join(parts), left_out
 
 
@@ -46,7 +55,7 @@ def unpack(files: list[SideFile], blob: bytes, base: Path) -> Mapping[str, bytes
         PackError: a file of the base is gone or differs, or a kept one does not decompress to its hash.
     """
     contents: dict[str, bytes] = {}
-    position = 0
+    position, total = 0, 0
     for file in files:
         there = base / file.path
         reference = there.read_bytes() if file.origin != "pack" and there.is_file() else b""
@@ -55,6 +64,9 @@ def unpack(files: list[SideFile], blob: bytes, base: Path) -> Mapping[str, bytes
         else:
             data = _decompress(blob[position : position + file.bytes], reference, file)
             position += file.bytes
+            total += len(data)
+            if total > MAX_FILES:
+                raise PackError(f"the files in the pack take more than {MAX_FILES} bytes")
         if short_hash(data) != file.hash:
             where = f"`{there}`" if file.origin != "pack" else f"`{file.path}` in the pack"
             raise PackError(

@@ -149,7 +149,7 @@ class Manifest(_Model):
     entries: dict[Name, Hash] = {}
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON (sorted keys, no spaces, defaults left out), compressed with zstd."""
+        """JSON in the order of the fields, no spaces, defaults left out, compressed with zstd."""
         text = self.model_dump_json(exclude_defaults=True).encode()
         return zstandard.ZstdCompressor(level=19).compress(text)
 

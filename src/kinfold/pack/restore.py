@@ -16,7 +16,7 @@ from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.checkpoint.fingerprint import specs_of
 from kinfold.checkpoint.writer import SHARD_BYTES
 from kinfold.codec.threads import ordered_map
-from kinfold.errors import PackError, WrongBaseError
+from kinfold.errors import OutputError, PackError, WrongBaseError
 from kinfold.pack import coding
 from kinfold.pack.files import unpack
 from kinfold.pack.format import FILES, PackFile
@@ -71,6 +71,8 @@ def restore(
     """
     out = Path(out)
     refuse_existing(out, overwrite)
+    if out.resolve() == Path(base).resolve():
+        raise OutputError(f"`{out}` is the base itself", hint="choose another -o")
     opened, checkpoint = PackFile.open(pack), Checkpoint.open(base)
     manifest = opened.manifest
     forced = check_base(opened, checkpoint, force)
