@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zstandard
-from zipnn import ZipNN
+from zipnn import ZipNN  # pyright: ignore[reportMissingImports]
 
 import kinfold
 from fleet import fleet, machine

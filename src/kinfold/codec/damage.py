@@ -10,6 +10,7 @@ import torch
 
 from kinfold.codec.base import Importance
 from kinfold.codec.lowrank import multiply
+from kinfold.codec.sums import squared_norm
 
 Score = Literal["frob", "mag", "fisher", "taylor"]
 
@@ -71,6 +72,6 @@ def scores(
 def squared_error(matrix: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> float:
     """||D - A C^T||_F^2 for D (n, d), without forming A C^T:
     ||D||^2 - 2 tr(A^T D C) + tr(A^T A C^T C)."""
-    norm = float(matrix.norm(dtype=torch.float64)) ** 2
+    norm = squared_norm(matrix)
     cross = float((a * multiply(matrix, c)).sum())
     return max(norm - 2 * cross + float(((a.T @ a) * (c.T @ c)).sum()), 0.0)

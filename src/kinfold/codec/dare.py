@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from kinfold.codec.base import (
 )
 from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
 from kinfold.codec.random import uniform_bits
+from kinfold.codec.sums import size_sum, squared_norm
 from kinfold.errors import BudgetError, PackError
 
 _CHUNK = 1 << 20  # keys drawn at once; a multiple of 4
@@ -120,26 +121,44 @@ class Dare(Codec):
 def kept_mask(cells: int, count: int, seed: int) -> tuple[np.ndarray, int]:
     """The mask (bool, `cells`) of the entries whose 32-bit key lies below a threshold, and how many.
 
-    The threshold is the largest one that keeps at most `count`, so equal keys may keep fewer.
+    The threshold is the (`count` + 1)-th smallest key, so equal keys may keep fewer. Keys are drawn twice
+    and never held: first a histogram of their upper halves, then those in the bin of the threshold.
     """
-    keys = np.empty(cells, np.uint32)
-    for start in range(0, cells, _CHUNK):
-        some = min(_CHUNK, cells - start)
-        keys[start : start + some] = uniform_bits(seed, start, some).numpy().astype(np.uint32)
     if count >= cells:
         return np.ones(cells, bool), cells
-    threshold = np.partition(keys, count)[count]
-    mask = keys < threshold
+    histogram = np.zeros(1 << 16, np.int64)
+    for _, keys in _keys(cells, seed):
+        histogram += np.bincount(keys >> 16, minlength=1 << 16)
+    total = np.cumsum(histogram)
+    edge = int(np.searchsorted(total, count, side="right"))  # the bin that holds the threshold
+    mask = np.empty(cells, bool)
+    places, candidates = [], []
+    for start, keys in _keys(cells, seed):
+        upper = keys >> 16
+        mask[start : start + keys.size] = upper < edge
+        inside = np.flatnonzero(upper == edge)
+        places.append(start + inside)
+        candidates.append(keys[inside])
+    place, key = np.concatenate(places), np.concatenate(candidates)
+    threshold = np.sort(key)[count - int(total[edge] - histogram[edge])]
+    mask[place[key < threshold]] = True
     return mask, int(mask.sum())
+
+
+def _keys(cells: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first cell, keys as int64) in pieces."""
+    for start in range(0, cells, _CHUNK):
+        yield start, uniform_bits(seed, start, min(_CHUNK, cells - start)).numpy()
 
 
 def _scale(flat: np.ndarray, width: int) -> np.float32:
     """The largest size at 16 bits, mean size at 1, else the step that spreads the levels over 3 sigma."""
     if width == 16:
-        return np.float32(np.abs(flat).max(initial=0.0))
+        return np.float32(max(flat.max(initial=0.0), -flat.min(initial=0.0)))
+    tensor = torch.from_numpy(flat)
     if width == 1:
-        return np.float32(np.abs(flat).mean(dtype=np.float64))
-    return np.float32(_CLIP * np.sqrt(np.square(flat, dtype=np.float64).mean()) / ((1 << (width - 1)) - 1))
+        return np.float32(size_sum(tensor) / max(flat.size, 1))
+    return np.float32(_CLIP * math.sqrt(squared_norm(tensor) / max(flat.size, 1)) / ((1 << (width - 1)) - 1))
 
 
 def _halved(values: np.ndarray, scale: np.float32) -> np.ndarray:

@@ -83,7 +83,7 @@ def sparse_bytes(cells: int, kept: int, columns: int, width: int) -> int:
 def encode_sparse(factor: torch.Tensor, kept: np.ndarray, width: int) -> bytes:
     """One factor (rows, k): the flat positions `kept` (rising) and their values."""
     cells, columns = factor.numel(), factor.shape[1]
-    values = encode_values(factor.reshape(-1).double().numpy()[kept], kept % columns, columns, width)
+    values = encode_values(factor.reshape(-1).numpy()[kept].astype(np.float64), kept % columns, columns, width)
     places = pack_bits(kept, index_width(cells)) if width == 32 else encode_positions(kept, cells)
     return places + values
 

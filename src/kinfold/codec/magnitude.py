@@ -20,6 +20,7 @@ from kinfold.codec.base import (
     require_bits,
 )
 from kinfold.codec.factors import decode_sparse, encode_sparse, sparse_bytes
+from kinfold.codec.sums import PIECE, squared_distance, squared_norm
 from kinfold.errors import BudgetError, PackError
 
 WIDTHS = (16, 8, 4, 1)
@@ -71,16 +72,14 @@ class Magnitude(Codec):
 
     def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         flat = delta.float().reshape(-1)
-        order = np.argsort(-np.abs(flat.numpy()), kind="stable")
-        best = Payload(b"", {"s": 0, "w": 16})
-        least = float(flat.norm(dtype=torch.float64)) ** 2
+        best, least = Payload(b"", {"s": 0, "w": 16}), squared_norm(flat)
         for width in self._widths():
             kept = self._kept(flat.numel(), budget_bits, width)
             if kept == 0:
                 continue
-            data = encode_sparse(flat[:, None], np.sort(order[:kept]), width)
+            data = encode_sparse(flat[:, None], _largest(flat, kept), width)
             payload = Payload(data, {"s": kept, "w": width})
-            error = float((self.decode(payload, tuple(flat.shape)) - flat).norm(dtype=torch.float64)) ** 2
+            error = squared_distance(self.decode(payload, tuple(flat.shape)), flat)
             if error < least:
                 best, least = payload, error
         return best
@@ -101,8 +100,10 @@ class Magnitude(Codec):
     def survey(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None) -> np.ndarray:
         """A histogram of |D| over the upper 15 bits below the sign of its float32 pattern."""
         check_finite(delta)
-        upper = delta.float().abs().reshape(-1).contiguous().view(torch.int32).numpy() >> 16
-        return np.bincount(upper, minlength=_BINS)
+        histogram = np.zeros(_BINS, np.int64)
+        for piece in delta.float().reshape(-1).split(PIECE):
+            histogram += np.bincount(piece.abs().view(torch.int32).numpy() >> 16, minlength=_BINS)
+        return histogram
 
     def settle(
         self, shapes: Sequence[Shape], surveys: Sequence[np.ndarray | None], total_bits: int
@@ -168,3 +169,16 @@ class Magnitude(Codec):
 
 def _bytes(cells: int, kept: int, width: int) -> int:
     return sparse_bytes(cells, kept, 1, width) if kept else 0
+
+
+def _largest(flat: torch.Tensor, count: int) -> np.ndarray:
+    """Places of the `count` largest |entries|, rising; of equals the first are taken."""
+    if count >= flat.numel():
+        return np.arange(flat.numel())
+    size = flat.abs().numpy()
+    size.partition(size.size - count)  # in place: a second copy of a large tensor is what memory is short of
+    threshold = float(size[size.size - count])
+    del size
+    above = torch.nonzero((flat > threshold) | (flat < -threshold))[:, 0].numpy()
+    ties = torch.nonzero((flat == threshold) | (flat == -threshold))[:, 0].numpy()
+    return np.sort(np.concatenate([above, ties[: count - above.size]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 
 from kinfold.checkpoint import DTYPES
 from kinfold.codec import Payload, create, exact, tensor_seed
+from kinfold.codec.sums import squared_distance, squared_norm
 from kinfold.errors import CodecError, PackError
 from kinfold.pack.manifest import Piece, Unit
 from kinfold.pack.plan import Importances, Job, naming
 from kinfold.pack.source import Sources, lay
+from kinfold.pack.units import Draft
 
 Reader = Callable[[Piece], torch.Tensor]
 
@@ -40,15 +43,20 @@ def encode(sources: Sources, job: Job, seed: int, importance: Importances) -> Co
             return Coded(job.ready)
         if job.codec is None:
             return Coded(exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces)))
-        delta = sources.delta(draft.pieces)
         own = tensor_seed(seed, draft.name)
-        payload = job.codec.encode(
-            delta, budget_bits=job.bits, importance=importance(draft.name) if draft.matrix else None, seed=own
-        )
-        norm = float(delta.norm(dtype=torch.float64))
-        missed = float(job.codec.decode(payload, tuple(delta.shape)).sub_(delta).norm(dtype=torch.float64))
-        error = missed / norm if norm else missed
-        return Coded(payload.data, payload.params, _three_digits(error), _three_digits(norm))
+        weigh = importance(draft.name) if draft.matrix else None
+        payload = job.codec.encode(sources.delta(draft.pieces), budget_bits=job.bits, importance=weigh, seed=own)
+        return Coded(payload.data, payload.params, *_errors(sources, draft, job.codec.decode(payload, draft.shape)))
+
+
+def _errors(sources: Sources, draft: Draft, decoded: torch.Tensor) -> tuple[float, float]:
+    """(relative error, norm of the delta), three digits; the delta is read again, a block at a time."""
+    norm = missed = 0.0
+    for piece, part in _split(decoded, list(draft.pieces)):
+        for first, block in sources.delta_blocks(piece):
+            norm += squared_norm(block)
+            missed += squared_distance(part[first : first + len(block)] if part.dim() else part, block)
+    return _three_digits(math.sqrt(missed / norm) if norm else math.sqrt(missed)), _three_digits(math.sqrt(norm))
 
 
 def _three_digits(value: float) -> float:

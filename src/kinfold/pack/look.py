@@ -226,7 +226,7 @@ def diff(base: str | Path, variant: str | Path) -> DiffReport:
         info = b.tensors[pair.name]
         if pair.status not in ("changed", "resized") or not info.torch_dtype.is_floating_point:
             return DiffRow(pair.name, pair.status, info.shape)
-        rows = pair.rows if info.shape else None
+        rows = (0, pair.rows) if info.shape else None
         before, after = a.read(pair.base, rows=rows).double(), b.read(pair.name, rows=rows).double()
         delta = after - before
         norms = [float(t.norm()) for t in (before, after, delta)]

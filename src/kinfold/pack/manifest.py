@@ -59,6 +59,17 @@ class Piece(_Model):
         return self.rows[0] if self.rows else 0
 
     @property
+    def row_range(self) -> tuple[int, int] | None:
+        """(first, past the last) row; None for a whole tensor."""
+        return (self.rows[0], self.rows[1]) if self.rows else None
+
+    def rows_between(self, first: int, last: int) -> tuple[int, int] | None:
+        """Rows of the tensor for rows `first` to `last` of the piece, cut at its end; None for a scalar."""
+        if not self.shape:
+            return None
+        return self.first_row + first, self.first_row + min(last, self.part[0])
+
+    @property
     def numel(self) -> int:
         return math.prod(self.part)
 

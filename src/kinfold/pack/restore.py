@@ -181,8 +181,7 @@ def tensors(opened: PackFile, base: Checkpoint) -> Iterator[tuple[Piece, torch.T
 def _decode(unit: Unit, payload: bytes, seed: int, base: Checkpoint) -> list[tuple[Piece, torch.Tensor]]:
     def read(piece: Piece) -> torch.Tensor:
         assert piece.base is not None  # decode asks for pieces with a base only
-        values = base.read(piece.base, rows=piece.rows[1] if piece.rows else None)
-        return values[piece.first_row :] if piece.rows else values
+        return base.read(piece.base, piece.row_range)
 
     try:
         return list(coding.decode(unit, payload, seed, read))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kinfold.checkpoint import Checkpoint, Match, digests, fingerprint, match
 from kinfold.checkpoint.fingerprint import specs_of
+from kinfold.codec.sums import PIECE
 from kinfold.pack.manifest import Piece
 from kinfold.report.progress import progress
 
@@ -39,35 +41,39 @@ class Sources:
 
     def values(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """The variant's values of `pieces`, in its dtype: one piece's shape, or all laid end to end."""
-        return lay([_rows(self.variant, piece.name, piece) for piece in pieces])
+        return lay([self.variant.read(piece.name, piece.row_range) for piece in pieces])
 
     def reference(self, pieces: Sequence[Piece]) -> torch.Tensor | None:
         """The base's values for `pieces`, in the base's dtype; None for new tensors."""
         if pieces[0].base is None:
             return None
-        return lay([_rows(self.base, piece.base, piece) for piece in pieces if piece.base is not None])
+        return lay([self.base.read(piece.base, piece.row_range) for piece in pieces if piece.base is not None])
 
     def delta(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """Variant minus base in float32 (subtracted in float64 where a side is float64)."""
-        values = self.values(pieces)
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        delta = values.to(wide, copy=True)
-        del values  # a large tensor is held once here, not in two dtypes
-        reference = self.reference(pieces)
-        if reference is not None and reference.dtype == torch.float64:
-            delta = delta.double()
-        if reference is not None:
-            delta -= reference
-        return delta.float()
+        if len(pieces) > 1:
+            return torch.cat([self.delta([piece]).reshape(-1) for piece in pieces])
+        delta = torch.empty(pieces[0].part)
+        for first, block in self.delta_blocks(pieces[0]):
+            delta[first : first + len(block)] = block  # a large tensor is never held in two dtypes
+        return delta
+
+    def delta_blocks(self, piece: Piece) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same in blocks of rows: (first row within the piece, float32 block)."""
+        shape = piece.part
+        step = max(1, PIECE // max(math.prod(shape[1:]), 1)) if shape else 1
+        for first in range(0, shape[0] if shape else 1, step):
+            part = piece.rows_between(first, first + step)
+            values = self.variant.read(piece.name, part)
+            if piece.base is None:
+                yield first, values.float()
+                continue
+            reference = self.base.read(piece.base, part)
+            double = torch.float64 in (values.dtype, reference.dtype)
+            wide = torch.float64 if double else torch.float32
+            yield first, values.to(wide).sub_(reference.to(wide)).float()
 
 
 def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor as it is; several flattened and concatenated."""
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def _rows(checkpoint: Checkpoint, name: str, piece: Piece) -> torch.Tensor:
-    if piece.rows is None:
-        return checkpoint.read(name)
-    first, last = piece.rows
-    return checkpoint.read(name, rows=last)[first:]
