@@ -103,7 +103,7 @@ def main() -> None:
         base, variant = root / "base", root / "variant"
         size = build(base, variant)
         rows = {}
-        for codec in ("exact", "osd", "truncsvd", "dare", "magnitude"):
+        for codec in ("exact", "truncsvd", "dare", "magnitude", "osd"):
             rows[codec] = peak(base, variant, root / f"{codec}.kin.safetensors", codec)
             rows[codec]["pack_bytes"] = (root / f"{codec}.kin.safetensors").stat().st_size
             print(codec, rows[codec], flush=True)

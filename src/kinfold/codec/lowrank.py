@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kinfold.codec.sums import PIECE
+
 EXACT_SIDE = 1024  # up to this shorter side the whole spectrum is computed
 _OVERSAMPLING = 16
 _PASSES = 4
-_ROWS = 1024  # rows converted to float64 at once, so that a large matrix is never held twice
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,25 @@ def as_matrix(delta: torch.Tensor) -> torch.Tensor:
 
 def multiply(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`matrix @ right` in float64 without a float64 copy of the whole matrix."""
-    return torch.cat([block.double() @ right for block in matrix.split(_ROWS)])
+    rows = _rows(matrix)
+    # written in place: results kept between the blocks' temporaries would scatter the heap
+    result = torch.empty(matrix.shape[0], right.shape[1], dtype=torch.float64, device=matrix.device)
+    for block, part in zip(matrix.split(rows), result.split(rows), strict=True):
+        torch.matmul(block.double(), right, out=part)
+    return result
 
 
 def multiply_transposed(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`matrix.T @ right` in float64 without a float64 copy of the whole matrix."""
+    rows = _rows(matrix)
     result = torch.zeros(matrix.shape[1], right.shape[1], dtype=torch.float64, device=matrix.device)
-    for block, part in zip(matrix.split(_ROWS), right.split(_ROWS), strict=True):
-        result += block.double().T @ part
+    for block, part in zip(matrix.split(rows), right.split(rows), strict=True):
+        result.addmm_(block.double().T, part)
     return result
+
+
+def _rows(matrix: torch.Tensor) -> int:
+    return max(1, PIECE // max(matrix.shape[1], 1))
 
 
 def leading(delta: torch.Tensor, rank: int, seed: int = 0) -> Factors:
