@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from models import bert, finetuned, llama, perturbed, pico, save, tokenizer
-
-
-class Pair(NamedTuple):
-    """Model directories of a base and its fine-tune; tests must not write to them."""
-
-    base: Path
-    variant: Path
+from models import Pair, bert, finetuned, llama, perturbed, pico, save, tokenizer
 
 
 @pytest.fixture(scope="session")

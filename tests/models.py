@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import deserialize
@@ -13,6 +13,14 @@ from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
 Raw = dict[str, tuple[str, tuple[int, ...], bytes]]
+
+
+class Pair(NamedTuple):
+    """Model directories of a base and its fine-tune; tests must not write to them."""
+
+    base: Path
+    variant: Path
+
 
 PICO = {  # no tensor name here stands for an architecture: it is a checkpoint like any other
     "embed.weight": (64, 48),

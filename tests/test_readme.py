@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Pair
-from models import tokenizer
+from models import Pair, tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/guide/packs.md", "docs/reference/python.md"]

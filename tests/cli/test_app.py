@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import kinfold
-from conftest import Pair
 from kinfold.cli import app, main
 from kinfold.cli.output import run
+from models import Pair
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import Pair
 from kinfold.checkpoint import Checkpoint
 from kinfold.cli import app
 from kinfold.cli.output import run as run_cli
 from kinfold.demo import run, train
 from kinfold.demo.texts import Rows
 from kinfold.errors import DataError, OutputError
-from models import tokenizer
+from models import Pair, tokenizer
 
 
 def texts(count: int, seed: int) -> list[tuple[str, str]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import kinfold
-from conftest import Pair
 from kinfold.errors import MissingExtraError
 from kinfold.report.html import layer_of, write_pack_report, write_page
+from models import Pair
 
 
 @pytest.mark.parametrize(

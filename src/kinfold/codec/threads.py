@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +19,7 @@ R = TypeVar("R")
 
 IN_FLIGHT = 1 << 25  # tensor entries begun and not yet consumed: 128 MiB in float32
 _END: Any = object()
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 @contextmanager
@@ -27,6 +31,19 @@ def single_threaded() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@cache
+def return_large_buffers() -> None:
+    """Have glibc give buffers of 1 MiB and more back to the system when they are freed.
+
+    By default it moves that limit up to 32 MiB as it goes, and the heap, scattered by tensors of many sizes,
+    then holds three times the memory in use (1220 against 421 MB for a 2048-wide model). Elsewhere: nothing.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def ordered_map(
@@ -43,6 +60,7 @@ def ordered_map(
         items: taken one by one, in the caller's thread.
         values: how many tensor entries an item holds.
     """
+    return_large_buffers()
     workers = os.cpu_count() or 1
     with single_threaded(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[tuple[Future[R], int]] = deque()
