@@ -117,4 +117,4 @@ def _canonical(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> Factors:
     peak = u.abs().argmax(0)  # argmax gives the lowest row among equals
     sign = torch.sign(u.gather(0, peak[None])[0])
     sign = torch.where(sign == 0, torch.ones_like(sign), sign)
-    return Factors((u * sign).contiguous(), s.contiguous(), (v * sign).contiguous())
+    return Factors(u.contiguous().mul_(sign), s.contiguous(), v.contiguous().mul_(sign))

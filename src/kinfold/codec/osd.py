@@ -214,10 +214,13 @@ class Osd(Codec):
         a, c = factors.u[:, columns] * left, factors.v[:, columns] * right
         z_a, z_c = scores(self.config.score, a, c, importance)
         if self.config.select == "half":
-            worth = np.concatenate([_rank_order(z_a), _rank_order(z_c)])
-        else:
-            worth = np.concatenate([z_a.reshape(-1).numpy() / cost[0], z_c.reshape(-1).numpy() / cost[1]])
-        return a, c, np.argsort(-worth, kind="stable")
+            loss = np.concatenate([-_rank_order(z_a), -_rank_order(z_c)])
+        else:  # in place: these arrays are as large as the factors
+            loss = np.concatenate([z_a.reshape(-1).numpy(), z_c.reshape(-1).numpy()])
+            loss[: z_a.numel()] /= -cost[0]
+            loss[z_a.numel() :] /= -cost[1]
+        del z_a, z_c
+        return a, c, np.argsort(loss, kind="stable")
 
     def _paper(
         self, matrix: torch.Tensor, factors: Factors, bits: int, extra: int, importance: Importance | None
