@@ -62,7 +62,7 @@ def _require_length(data: bytes, expected: int) -> None:
 
 
 def _columns(count: int, rank: int) -> np.ndarray:
-    return np.arange(count) % rank
+    return np.arange(count, dtype=np.int32) % np.int32(rank)
 
 
 def index_width(cells: int) -> int:

@@ -243,7 +243,7 @@ class Osd(Codec):
         if columns == 0:
             return dense
         a, c, order = self._ordered(factors, slice(rank, rank + columns), (1, 1), importance)
-        kept_a = np.concatenate([[0], np.cumsum(order < a.numel())])
+        kept_a = np.concatenate([np.zeros(1, np.int32), np.cumsum(order < a.numel(), dtype=np.int32)])
 
         def size(count: int) -> int:
             in_a = int(kept_a[count])

@@ -5,12 +5,15 @@ A kept entry is not zero, so a level at zero would be wasted: at 2 bits it costs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
 from kinfold.errors import PackError
 
+_PART = 1 << 18
 _FRACTIONS = np.linspace(0.1, 1.0, 10)  # of a column's largest entry: candidates for its outermost level
 
 
@@ -35,7 +38,11 @@ def encode_values(values: np.ndarray, column: np.ndarray, columns: int, width: i
     if width == 16:
         return _to_half(values, exponent)
     step = _steps(size, column, columns, width, exponent)
-    code = _magnitudes(size, step[column], width) | (values < 0).astype(np.int64) << (width - 1)
+    code = np.empty(values.size, np.uint8)
+    for part in _parts(values.size):
+        code[part] = _magnitudes(size[part], step[column[part]], width) | (values[part] < 0).astype(np.int64) << (
+            width - 1
+        )
     return _to_half(step, exponent) + pack_bits(code, width)
 
 
@@ -56,13 +63,20 @@ def decode_values(data: bytes | memoryview, column: np.ndarray, columns: int, wi
     else:
         split = 1 + 2 * columns
         step = _from_half(data[:split])
-        code = unpack_bits(data[split:], width, count).astype(np.int64)
-        magnitude = code & ((1 << (width - 1)) - 1)
-        values = (magnitude.astype(np.float32) + np.float32(0.5)) * step[column]
-        values = np.where(code >> (width - 1), -values, values)
+        code = unpack_bits(data[split:], width, count).astype(np.uint8)
+        values = np.empty(count, np.float32)
+        for part in _parts(count):
+            magnitude = (code[part] & ((1 << (width - 1)) - 1)).astype(np.float32)
+            sized = (magnitude + np.float32(0.5)) * step[column[part]]
+            values[part] = np.where(code[part] >> (width - 1), -sized, sized)
     if not np.isfinite(values).all():
         raise PackError("a stored value is NaN or infinity")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values.astype(np.float32, copy=not values.flags.writeable))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Slices of at most 2^18 values, so that temporaries stay small beside the factors."""
+    return (slice(start, start + _PART) for start in range(0, count, _PART))
 
 
 def _exponent(size: np.ndarray) -> int:
@@ -100,8 +114,11 @@ def _steps(size: np.ndarray, column: np.ndarray, columns: int, width: int, expon
     best, best_error = np.zeros(columns), np.full(columns, np.inf)
     for fraction in _FRACTIONS:
         step = stored(peak * fraction / (1 << (width - 1)))
-        rebuilt = (_magnitudes(size, step[column], width) + 0.5) * step[column]
-        error = np.bincount(column, (size - rebuilt) ** 2, minlength=columns)
+        error = np.zeros(columns)
+        for part in _parts(size.size):
+            wide = step[column[part]]
+            rebuilt = (_magnitudes(size[part], wide, width) + 0.5) * wide
+            error += np.bincount(column[part], (size[part] - rebuilt) ** 2, minlength=columns)
         better = error < best_error
         best[better], best_error[better] = step[better], error[better]
     return best
