@@ -141,3 +141,16 @@ def test_a_codec_or_option_that_is_none(
     assert words in str(caught.value)
     assert hint in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scalars_are_rounded_with_the_rest(tmp_path: Path) -> None:
+    """A learned temperature is a tensor without dimensions; it must not stop a pack."""
+    matrix = pico(shapes={"layer.weight": (256, 256)})["layer.weight"]
+    norm, scale = torch.linspace(1, 2, 512), torch.tensor(2.0)
+    base = save(tmp_path / "base", {"layer.weight": matrix, "norm.weight": norm, "scale": scale})
+    moved = {"layer.weight": matrix + 0.001, "norm.weight": norm + 0.01, "scale": scale + 0.5}
+    variant, out = save(tmp_path / "variant", moved), tmp_path / "v.kin.safetensors"
+    assert kinfold.pack(base, variant, out, codec="dare", budget="3kB").tensors["rtn"] == 2
+    kinfold.restore(out, base, tmp_path / "back")
+    found = torch.frombuffer(bytearray(raw(tmp_path / "back")["scale"][2]), dtype=torch.float32)
+    assert found.item() == pytest.approx(2.5, rel=0.01)

@@ -53,9 +53,9 @@ def _errors(sources: Sources, draft: Draft, decoded: torch.Tensor) -> tuple[floa
     """(relative error, norm of the delta), three digits; the delta is read again, a block at a time."""
     norm = missed = 0.0
     for piece, part in _split(decoded, list(draft.pieces)):
-        for first, block in sources.delta_blocks(piece):
+        for start, block in sources.delta_blocks(piece):
             norm += squared_norm(block)
-            missed += squared_distance(part[first : first + len(block)] if part.dim() else part, block)
+            missed += squared_distance(part.reshape(-1)[start : start + block.numel()], block)
     return _three_digits(math.sqrt(missed / norm) if norm else math.sqrt(missed)), _three_digits(math.sqrt(norm))
 
 

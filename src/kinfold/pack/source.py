@@ -54,24 +54,26 @@ class Sources:
         if len(pieces) > 1:
             return torch.cat([self.delta([piece]).reshape(-1) for piece in pieces])
         delta = torch.empty(pieces[0].part)
-        for first, block in self.delta_blocks(pieces[0]):
-            delta[first : first + len(block)] = block  # a large tensor is never held in two dtypes
+        flat = delta.view(-1)
+        for start, block in self.delta_blocks(pieces[0]):
+            flat[start : start + block.numel()] = block  # a large tensor is never held in two dtypes
         return delta
 
     def delta_blocks(self, piece: Piece) -> Iterator[tuple[int, torch.Tensor]]:
-        """The same in blocks of rows: (first row within the piece, float32 block)."""
+        """The same in blocks of whole rows: (first entry within the piece, float32 vector)."""
         shape = piece.part
-        step = max(1, PIECE // max(math.prod(shape[1:]), 1)) if shape else 1
+        width = math.prod(shape[1:])
+        step = max(1, PIECE // max(width, 1))
         for first in range(0, shape[0] if shape else 1, step):
             part = piece.rows_between(first, first + step)
             values = self.variant.read(piece.name, part)
             if piece.base is None:
-                yield first, values.float()
+                yield first * width, values.float().reshape(-1)
                 continue
             reference = self.base.read(piece.base, part)
             double = torch.float64 in (values.dtype, reference.dtype)
             wide = torch.float64 if double else torch.float32
-            yield first, values.to(wide).sub_(reference.to(wide)).float()
+            yield first * width, values.to(wide).sub_(reference.to(wide)).float().reshape(-1)
 
 
 def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
