@@ -32,7 +32,7 @@ def pack(
     variant: Path,
     *,
     output: Output,
-    codec: str = "osd",
+    codec: str = "fold",
     budget: str = "1/100",
     option: tuple[str, ...] = (),
     calibration: Path | None = None,

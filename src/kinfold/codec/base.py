@@ -73,6 +73,7 @@ class Codec(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[CodecConfig]] = CodecConfig
     coarse: ClassVar[bool] = False  # its unit is so large that a budget cannot be filled to 97 %
+    takes_vectors: ClassVar[bool] = False  # it codes norms and biases too, and new tensors at a few bits
 
     def __init__(self, config: CodecConfig | None = None) -> None:
         self.config: Any = config if config is not None else self.Config()
@@ -184,6 +185,7 @@ def require_bits(codec: Codec, shape: Shape, budget_bits: int) -> None:
 
 
 BUILTIN = {
+    "fold": "kinfold.codec.fold:Fold",
     "truncsvd": "kinfold.codec.truncsvd:TruncSvd",
     "osd": "kinfold.codec.osd:Osd",
     "bitdelta": "kinfold.codec.bitdelta:BitDelta",

@@ -17,10 +17,11 @@ from kinfold.errors import BudgetError, CodecError
 from kinfold.pack.format import entry_sizes, pack_bytes, short_hash
 from kinfold.pack.manifest import Manifest, Unit
 from kinfold.pack.source import Sources
-from kinfold.pack.units import Draft
+from kinfold.pack.units import FLOATS, Draft
 
 KEPT_SHARE = 20  # what is kept (norms, biases, heads) may take a twentieth of the file at full fidelity
 _WIDTHS = (8, 4)  # then these bits a value, in turn
+_LAST_BITS, _HEAD_BITS = 2, 1024  # and at last, by a codec that takes vectors, so many, and its tables
 _BUDGET_TEXT = 16  # bytes that another budget's own text may take in the manifest
 
 
@@ -66,8 +67,9 @@ def plan(
     Raises:
         BudgetError: the budget cannot hold what must be kept; the smallest possible is named.
     """
-    matrices = [draft for draft in drafted if draft.matrix]
-    kept = [draft for draft in drafted if not draft.matrix]
+    matrices, kept = [], []
+    for draft in drafted:
+        (matrices if draft.matrix and not _poisoned(sources, draft) else kept).append(draft)
     if codec is None or budget is None:
         raw = sum(draft.nbytes for draft in kept)
         overhead = _overhead(skeleton, [], kept, "exact", 0, files_bytes)
@@ -81,7 +83,7 @@ def plan(
         return jobs, payloads + _overhead(skeleton, matrices, kept, codec.name, payloads, files_bytes)
     overhead = _overhead(skeleton, matrices, kept, codec.name, total, files_bytes) + spare
     failure: tuple[BudgetError, int] | None = None
-    for kept_jobs, last in _keep(sources, kept, total // KEPT_SHARE):
+    for kept_jobs, last in _keep(sources, kept, codec, total // KEPT_SHARE):
         taken = overhead + sum(-(-job.bits // 8) for job in kept_jobs)
         if taken > total and not last:
             continue
@@ -131,8 +133,15 @@ def _settle(
     return codec.settle(shapes, surveys, sum(each) if isinstance(given, list) else given)
 
 
-def _keep(sources: Sources, kept: Sequence[Draft], room: int) -> Iterator[tuple[list[Job], bool]]:
-    """Ways to keep what is no matrix, most faithful first, and whether it is the last: exact, 8, 4 bits.
+def _poisoned(sources: Sources, draft: Draft) -> bool:
+    """Whether small tensors hold NaN or infinity and are kept exactly; a matrix that does is refused later."""
+    return len(draft.shape) == 1 and not bool(torch.isfinite(sources.delta(draft.pieces)).all())
+
+
+def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:
+    """Ways to keep what the codec does not take, most faithful first, and whether it is the last.
+
+    They are: exact, 8 bits, 4 bits, and for a codec that takes vectors its own code at 2 bits a value.
 
     Ways that take more than `room` bytes are passed over, but for the last. Integers, and floats whose
     delta is not finite, are exact in all of them.
@@ -141,9 +150,11 @@ def _keep(sources: Sources, kept: Sequence[Draft], room: int) -> Iterator[tuple[
         jobs = [_exact_job(sources, draft) for draft in kept]
         if sum(job.bits for job in jobs) <= 8 * room:
             yield jobs, not jobs
-    for width in _WIDTHS if kept else ():
-        jobs = [_rounded_job(sources, draft, create("rtn", {"value_bits": width})) for draft in kept]
-        last = width == _WIDTHS[-1]
+    ways: list[tuple[Codec, int]] = [(create("rtn", {"value_bits": width}), 0) for width in _WIDTHS]
+    ways += [(codec, _LAST_BITS)] if codec.takes_vectors else []
+    for rounding, bits in ways if kept else ():
+        jobs = [_rounded_job(sources, draft, rounding, bits) for draft in kept]
+        last = rounding is ways[-1][0]
         if last or sum(job.bits for job in jobs) <= 8 * room:
             yield jobs, last
 
@@ -153,10 +164,11 @@ def _exact_job(sources: Sources, draft: Draft) -> Job:
     return Job(draft, None, 8 * len(payload), payload)
 
 
-def _rounded_job(sources: Sources, draft: Draft, rounding: Codec) -> Job:
-    floats = draft.pieces[0].dtype in ("F64", "F32", "F16", "BF16")
-    if floats and bool(torch.isfinite(sources.delta(draft.pieces)).all()):
-        return Job(draft, rounding, rounding.minimum_bits(draft.shape))
+def _rounded_job(sources: Sources, draft: Draft, rounding: Codec, bits: int) -> Job:
+    """Rounded at `bits` a value, or at the codec's own width where that is 0."""
+    if draft.pieces[0].dtype in FLOATS and bool(torch.isfinite(sources.delta(draft.pieces)).all()):
+        least = rounding.minimum_bits(draft.shape)
+        return Job(draft, rounding, max(least, _HEAD_BITS + bits * draft.numel) if bits else least)
     return _exact_job(sources, draft)
 
 

@@ -12,12 +12,13 @@ from kinfold.pack.manifest import Piece
 
 ALONE = 1 << 16  # a kept tensor of this many values is a unit of its own
 GROUP = 1 << 20  # smaller ones are laid end to end up to this many values: one set of statistics for all
+FLOATS = ("F64", "F32", "F16", "BF16")  # what has a delta; fp8 and integers are kept
 MIN_MATRIX = 1 << 12  # a smaller matrix is kept like a vector: factors of it would save nothing
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A unit before it is coded: its pieces, and whether a lossy codec of matrices may take it."""
+    """A unit before it is coded: its pieces, and whether the lossy codec takes it."""
 
     pieces: tuple[Piece, ...]
     matrix: bool
@@ -39,7 +40,9 @@ class Draft:
         return self.pieces[0].name
 
 
-def drafts(base: Checkpoint, variant: Checkpoint, match: Match, *, lossless: bool) -> list[Draft]:
+def drafts(
+    base: Checkpoint, variant: Checkpoint, match: Match, *, lossless: bool, vectors: bool = False
+) -> list[Draft]:
     """Units in the variant's order of tensors, matrices first, then what is kept.
 
     Args:
@@ -47,13 +50,19 @@ def drafts(base: Checkpoint, variant: Checkpoint, match: Match, *, lossless: boo
         variant: the variant's headers.
         match: how their tensors pair.
         lossless: no matrix is coded with loss; everything is kept.
+        vectors: the lossy codec takes norms, biases and small matrices too, laid together.
     """
-    matrices, kept = [], []
+    matrices, small, kept = [], [], []
     for pair in match.pairs:
         for piece in _pieces(pair, variant):
-            lossy = not lossless and _is_matrix(piece, base)
-            (matrices if lossy else kept).append(piece)
-    return [Draft((piece,), True) for piece in matrices] + [Draft(group, False) for group in _groups(kept)]
+            if lossless or not _has_float_delta(piece, base):
+                kept.append(piece)
+            elif _is_matrix(piece):
+                matrices.append(piece)
+            else:
+                (small if vectors else kept).append(piece)
+    alone = [Draft((piece,), True) for piece in matrices]
+    return alone + [Draft(group, True) for group in _groups(small)] + [Draft(group, False) for group in _groups(kept)]
 
 
 def _pieces(pair: Pair, variant: Checkpoint) -> Iterator[Piece]:
@@ -70,13 +79,13 @@ def _pieces(pair: Pair, variant: Checkpoint) -> Iterator[Piece]:
             yield Piece(**spec, rows=[pair.rows, info.shape[0]])
 
 
-def _is_matrix(piece: Piece, base: Checkpoint) -> bool:
-    if piece.base is None or len(piece.part) < 2:
-        return False
-    floats = ("F64", "F32", "F16", "BF16")
-    if piece.dtype not in floats or base.tensors[piece.base].dtype not in floats:
-        return False
-    return min(matrix_sides(piece.part)) > 1 and math.prod(piece.part) >= MIN_MATRIX
+def _has_float_delta(piece: Piece, base: Checkpoint) -> bool:
+    return piece.base is not None and piece.dtype in FLOATS and base.tensors[piece.base].dtype in FLOATS
+
+
+def _is_matrix(piece: Piece) -> bool:
+    large = len(piece.part) > 1 and math.prod(piece.part) >= MIN_MATRIX
+    return large and min(matrix_sides(piece.part)) > 1
 
 
 def _groups(kept: list[Piece]) -> Iterator[tuple[Piece, ...]]:

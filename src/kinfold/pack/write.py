@@ -67,7 +67,7 @@ def pack(
     variant: str | Path,
     out: str | Path,
     *,
-    codec: str | Codec = "osd",
+    codec: str | Codec = "fold",
     options: Mapping[str, Any] | None = None,
     budget: str | int = "1/100",
     calibration: Calibration | None = None,
@@ -102,7 +102,13 @@ def pack(
     refuse_existing(out, overwrite or dry_run)
     lossy, target = _checked(codec, options, budget, calibration)
     sources = Sources.open(Checkpoint.open(base), Checkpoint.open(variant))
-    drafted = drafts(sources.base, sources.variant, sources.match, lossless=lossy is None)
+    drafted = drafts(
+        sources.base,
+        sources.variant,
+        sources.match,
+        lossless=lossy is None,
+        vectors=lossy is not None and lossy.takes_vectors,
+    )
     files, blob, left_out = collect(sources.base, sources.variant)
     manifest = Manifest(
         created_by=f"kinfold {__version__}, torch {torch.__version__}",

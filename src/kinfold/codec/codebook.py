@@ -1,0 +1,71 @@
+"""A codebook that every reader can draw again: 4096 random directions, shared by all tensors.
+
+A vector x becomes the index of the codeword c with the largest inner product <c, x>. For directions drawn
+evenly over the sphere the mean of the chosen codeword is parallel to x, so one common amplitude makes the
+code an unbiased estimate of x: what is lost is spread over all directions as noise instead of being taken
+out of a few. With b bits the largest of 2^b products captures about 2 ln(2^b) of the energy per codeword,
+close to Shannon's bound at low rates (Sakrison 1968: a Gaussian codebook; here with a fixed, seeded one).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from kinfold.codec.random import uniform_bits
+
+INDEX_BITS = 12  # of a codeword's index: 11 for the direction, 1 for its sign
+LENGTH = 1024  # entries of a codeword
+_DIRECTIONS = 1 << (INDEX_BITS - 1)
+_LEVELS = 127  # of a vector's entries: 127 * 127 * 1024 < 2^24, so float32 sums are exact in any order
+_CHUNK = 1024  # vectors whose products are held at once: 8 MiB
+
+
+@cache
+def codewords() -> torch.Tensor:
+    """The directions, int8 (2048, 1024): sums of four random bytes, centred, in quarters; nearly Gaussian.
+
+    Entry i of the row-major table is made of word i of the stream of seed 0 (see `uniform_bits`).
+    """
+    words = uniform_bits(0, 0, _DIRECTIONS * LENGTH)
+    total = sum((words >> shift) & 0xFF for shift in (0, 8, 16, 24))
+    return ((total - 509) >> 2).to(torch.int8).reshape(_DIRECTIONS, LENGTH)
+
+
+@cache
+def _as_float() -> torch.Tensor:
+    return codewords().float()
+
+
+def choose(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codeword for each vector.
+
+    Args:
+        vectors: float32 (length, count) with length <= 1024, one vector a column.
+
+    Returns:
+        Indices, int64 (count,): twice the direction, plus 1 where it is taken negative. And the inner
+        products with the chosen codewords, float64 (count,). Products are taken of entries rounded to
+        +-127 levels of each vector's largest, which makes every sum exact: the same on any machine.
+    """
+    length, count = vectors.shape
+    table = _as_float()[:, :length]
+    index = torch.empty(count, dtype=torch.int64)
+    product = torch.empty(count, dtype=torch.float64)
+    for start in range(0, count, _CHUNK):
+        part = vectors[:, start : start + _CHUNK]
+        step = part.abs().amax(0) / _LEVELS
+        rounded = torch.where(step > 0, part / step, 0.0).round_().clamp_(-_LEVELS, _LEVELS)
+        products = table @ rounded
+        size, direction = products.abs().max(0)
+        negative = products.gather(0, direction[None])[0] < 0
+        index[start : start + _CHUNK] = 2 * direction + negative
+        product[start : start + _CHUNK] = size.double() * step.double()
+    return index, product
+
+
+def expand(index: torch.Tensor, length: int, amplitude: float) -> torch.Tensor:
+    """amplitude * codeword for each index (int64, below 4096): float32 (length, count)."""
+    signed = torch.where(index % 2 == 1, -amplitude, amplitude).to(torch.float32)
+    return codewords().T[:length].index_select(1, index // 2).float().mul_(signed)

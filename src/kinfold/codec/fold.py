@@ -1,0 +1,199 @@
+"""`fold`: an unbiased code of the delta at any rate; the default.
+
+Fine-tuning moves few directions far, and a model is most sensitive along them. A truncated delta is shrunk
+along these very directions; an unbiased one keeps all of them and pays with noise, which spreads over all
+directions and averages out over wide layers. So `fold` keeps the estimate unbiased and spends its bits on
+making the noise small: below 0.6 bits a weight a shared codebook of random directions, above it uniform
+steps with subtractive dither and entropy coding. See docs/concepts/fold.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from kinfold.codec import dither
+from kinfold.codec.base import Codec, CodecConfig, Importance, Payload, Plan, Shape, check_finite
+from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
+from kinfold.codec.codebook import INDEX_BITS, LENGTH, choose, expand
+from kinfold.codec.factors import matrix_sides
+from kinfold.codec.positions import decode_positions, encode_positions, positions_bytes
+from kinfold.codec.random import uniform_bits
+from kinfold.codec.sums import squared_norm
+from kinfold.errors import BudgetError, PackError
+
+DITHER_RATE = 0.6  # bits a weight above which dithered steps beat the codebook
+_LONGEST = 16 * LENGTH  # weights that one codeword may stand for
+_CAPTURE = 1.08  # a codeword's squared product with what it codes, per bit: the noise is 1 / (1.08 rate)
+
+
+class FoldConfig(CodecConfig):
+    """Options of `fold`.
+
+    Attributes:
+        shrink: below some rate the noise itself does harm, and a smaller amplitude is better: it is
+            rate / (rate + shrink), rate in bits a weight. 0 is strictly unbiased.
+    """
+
+    shrink: float = Field(default=0.0015, ge=0, le=1)
+
+
+class Fold(Codec):
+    """Unbiased: E[decoded] = D / (1 + shrink / rate), over seeds."""
+
+    name = "fold"
+    Config = FoldConfig
+    config: FoldConfig
+    takes_vectors = True
+
+    def minimum_bits(self, shape: Shape) -> int:
+        return 8 * _codebook_bytes(-(-math.prod(shape) // _LONGEST)) if math.prod(shape) else 0
+
+    def plan(self, shape: Shape, dtype: torch.dtype, budget_bits: int) -> Plan:
+        least = self.minimum_bits(shape)
+        if budget_bits < least:
+            raise BudgetError(f"`fold` needs at least {least} bits for {list(shape)}, {budget_bits} were given")
+        return Plan(budget_bits // 8)
+
+    def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
+        matrix = delta.float().reshape(_sides(tuple(delta.shape)))
+        live = np.flatnonzero((matrix != 0).any(1).numpy())
+        if live.size == 0:
+            return Payload(b"", {"r": 0}, seed)
+        rows, columns = matrix.shape
+        places = encode_positions(live, rows)
+        if len(places) > budget_bits // 80:  # untouched rows are told apart where that is cheap
+            live, places = np.arange(rows), b""
+        part = matrix if live.size == rows else matrix[torch.from_numpy(live)]
+        room = budget_bits // 8 - len(places)
+        params = {"r": live.size} if live.size < rows else {}
+        if 8 * room > DITHER_RATE * part.numel():
+            u = dither.field(*_words(seed, live, rows, columns)).reshape(-1)
+            return Payload(places + dither.encode(part.reshape(-1).numpy(), u, room), params | {"d": 1}, seed)
+        count = _count(part.numel(), columns, room)
+        signed = _flip(part.clone(), *_words(seed, live, rows, columns))
+        data, length = _codebook(signed, count, self.config.shrink)
+        return Payload(places + data, params | {"g": count}, seed)
+
+    def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        rows, columns = _sides(shape)
+        touched, count = payload.params.get("r", rows), payload.params.get("g")
+        if type(touched) is not int or not 0 <= touched <= rows:
+            raise PackError(f"fold: {touched!r} rows are impossible for {list(shape)}")
+        split = positions_bytes(rows, touched)
+        if len(payload.data) < split:
+            raise PackError(f"fold: {len(payload.data)} bytes do not hold the places of {touched} rows")
+        live = decode_positions(payload.data[:split], rows, touched)
+        data = memoryview(payload.data)[split:]
+        words = _words(payload.seed, live, rows, columns)
+        if touched == 0:
+            part = torch.zeros(0, columns)
+        elif "d" in payload.params:
+            part = torch.from_numpy(dither.decode(data, dither.field(*words).reshape(-1))).reshape(-1, columns)
+        else:
+            part = _flip(_from_codebook(data, count, touched, columns), *words)
+        if not bool(torch.isfinite(part).all()):
+            raise PackError("fold: a stored step or amplitude is not finite")
+        if touched == rows:
+            return part.reshape(shape).to(dtype)
+        delta = torch.zeros(rows, columns)
+        delta[torch.from_numpy(live)] = part
+        return delta.reshape(shape).to(dtype)
+
+    def survey(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None) -> np.ndarray:
+        """[squared norm, entries in rows that are not all zero]."""
+        check_finite(delta)
+        matrix = delta.reshape(_sides(tuple(delta.shape)))
+        return np.array([squared_norm(delta), int((matrix != 0).any(1).sum()) * matrix.shape[1]], np.float64)
+
+    def settle(
+        self, shapes: Sequence[Shape], surveys: Sequence[np.ndarray | None], total_bits: int
+    ) -> tuple[Codec, list[int]]:
+        """Bits for each tensor so that one more bit takes away as much noise anywhere in the model."""
+        self.shares(shapes, total_bits)  # refuses a budget below every tensor's minimum
+        energy, entries = np.array([s if s is not None else (1.0, 1.0) for s in surveys]).T
+        least = np.array([-(-self.minimum_bits(shape) // 8) for shape in shapes], np.int64)
+        variance = energy / np.maximum(entries, 1)
+
+        def given(slope: float) -> np.ndarray:
+            return np.maximum((_rates(variance, slope) * entries / 8).astype(np.int64), least)
+
+        low, high = -400.0, 400.0  # log2 of the slope: noise taken away by a bit
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = (middle, high) if given(2.0**middle).sum() * 8 > total_bits else (low, middle)
+        return self, (given(2.0**high) * 8).tolist()
+
+
+def _rates(variance: np.ndarray, slope: float) -> np.ndarray:
+    """Bits a weight at which the noise variance / (exp(1.08 rate) - 1) falls by `slope` a bit.
+
+    The noise law holds at low rates; at high ones, where it falls faster, it only splits the bits.
+    """
+    ratio = np.minimum(_CAPTURE * variance / slope, 1e12)
+    y = 1 + ratio / 2 + np.sqrt(ratio + ratio**2 / 4)
+    return np.log(y) / _CAPTURE
+
+
+def _sides(shape: Shape) -> tuple[int, int]:
+    return matrix_sides(shape) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def _words(seed: int, live: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random words of the live rows and of the columns."""
+    words = uniform_bits(seed, 0, rows + columns).numpy()
+    return words[:rows][live], words[rows:]
+
+
+def _flip(matrix: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> torch.Tensor:
+    """Turn the sign of rows and columns by their words' lowest bit, in place: no pattern survives it."""
+    matrix *= torch.from_numpy(1 - 2 * (rows & 1).astype(np.float32))[:, None]
+    matrix *= torch.from_numpy(1 - 2 * (columns & 1).astype(np.float32))[None]
+    return matrix
+
+
+def _codebook_bytes(count: int) -> int:
+    return 4 + packed_bytes(count * INDEX_BITS, 1)  # a float32 amplitude, then indices
+
+
+def _count(entries: int, columns: int, room: int) -> int:
+    """How many codewords `room` bytes hold, coprime to the row length so that a group spans all columns."""
+    count = min((room - 4) * 8 // INDEX_BITS, entries)
+    while count > 1 and math.gcd(count, columns) > 1:
+        count -= 1
+    return count
+
+
+def _codebook(matrix: torch.Tensor, count: int, shrink: float) -> tuple[bytes, int]:
+    """Group g holds the entries g, g + count, g + 2 count, ...; those past 1024 are added onto the first."""
+    flat = matrix.reshape(-1)
+    length = -(-flat.numel() // count)
+    vectors = torch.zeros(min(length, LENGTH), count)
+    for start in range(0, flat.numel(), LENGTH * count):
+        some = flat[start : start + LENGTH * count]
+        full = some.numel() // count
+        vectors[:full] += some[: full * count].reshape(full, count)
+        if some.numel() > full * count:
+            vectors[full, : some.numel() - full * count] += some[full * count :]
+    index, product = choose(vectors)
+    total = float(product.sum())
+    rate = INDEX_BITS * count / flat.numel()
+    amplitude = squared_norm(flat) / total * rate / (rate + shrink) if total else 0.0
+    return np.float32(amplitude).tobytes() + pack_bits(index.numpy(), INDEX_BITS), length
+
+
+def _from_codebook(data: memoryview, count: object, rows: int, columns: int) -> torch.Tensor:
+    entries = rows * columns
+    if type(count) is not int or not 1 <= count <= entries or len(data) != _codebook_bytes(count):
+        raise PackError(f"fold: {len(data)} bytes do not hold {count!r} codewords of {rows} x {columns} entries")
+    amplitude = float(np.frombuffer(data[:4], "<f4")[0])
+    index = torch.from_numpy(unpack_bits(data[4:], INDEX_BITS, count).astype(np.int64))
+    length = -(-entries // count)
+    part = expand(index, min(length, LENGTH), amplitude)
+    if length > LENGTH:
+        part = part.repeat(-(-length // LENGTH), 1)
+    return part.reshape(-1)[:entries].reshape(rows, columns)
