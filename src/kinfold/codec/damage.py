@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,35 +16,36 @@ Score = Literal["frob", "mag", "fisher", "taylor"]
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Columns of both factors that are stored in part: the flat entries `kept_a` and `kept_c`, rising."""
+
+    a: torch.Tensor
+    c: torch.Tensor
+    kept_a: np.ndarray
+    kept_c: np.ndarray
+
+    @classmethod
+    def of(cls, a: torch.Tensor, c: torch.Tensor, entries: np.ndarray) -> Tail:
+        """Keep `entries`: flat over a's entries, then c's, in any order."""
+        in_a = entries < a.numel()
+        return cls(a, c, np.sort(entries[in_a]), np.sort(entries[~in_a] - a.numel()))
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Factors A (n, k) and C (d, k), float64, of which some entries are stored at `width` bits.
+    """Factors A (n, k) and C (d, k), float64, to be stored at `width` bits an entry.
 
     Attributes:
-        a: left factor.
-        c: right factor.
-        full: leading columns of both that are stored whole, without positions.
-        kept_a: flat entries of `a[:, full:]` that are stored, rising.
-        kept_c: the same of `c[:, full:]`.
+        a: leading columns of the left factor, which are stored whole.
+        c: the same of the right factor.
         width: bits of a stored value.
+        tail: the columns that follow.
     """
 
     a: torch.Tensor
     c: torch.Tensor
-    full: int
-    kept_a: np.ndarray
-    kept_c: np.ndarray
     width: int
-
-    @classmethod
-    def dense(cls, a: torch.Tensor, c: torch.Tensor, width: int) -> Pair:
-        nothing = np.zeros(0, np.int64)
-        return cls(a, c, a.shape[1], nothing, nothing, width)
-
-    def with_tail(self, a: torch.Tensor, c: torch.Tensor, entries: np.ndarray) -> Pair:
-        """Append columns of which `entries` are kept: flat over a's entries, then c's, in any order."""
-        in_a = entries < a.numel()
-        kept_a, kept_c = np.sort(entries[in_a]), np.sort(entries[~in_a] - a.numel())
-        return replace(self, a=torch.cat([self.a, a], 1), c=torch.cat([self.c, c], 1), kept_a=kept_a, kept_c=kept_c)
+    tail: Tail | None = None
 
 
 def scores(
@@ -59,7 +60,7 @@ def scores(
     if score == "mag":
         return a.abs(), c.abs()
     if score == "frob":
-        return a.abs() * c.norm(dim=0), c.abs() * a.norm(dim=0)
+        return a.abs().mul_(c.norm(dim=0)), c.abs().mul_(a.norm(dim=0))
     if importance is None:
         raise ValueError(f"score {score} needs importance")
     if score == "fisher":
@@ -72,6 +73,7 @@ def scores(
 def squared_error(matrix: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> float:
     """||D - A C^T||_F^2 for D (n, d), without forming A C^T:
     ||D||^2 - 2 tr(A^T D C) + tr(A^T A C^T C)."""
-    norm = squared_norm(matrix)
-    cross = float((a * multiply(matrix, c)).sum())
+    norm, c = squared_norm(matrix), c.double()
+    cross = float(multiply(matrix, c).mul_(a).sum())
+    a = a.double()  # only now: the product above was as large
     return max(norm - 2 * cross + float(((a.T @ a) * (c.T @ c)).sum()), 0.0)

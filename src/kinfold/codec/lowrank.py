@@ -87,15 +87,15 @@ def _by_gram(delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     wide = delta.shape[0] <= delta.shape[1]
     matrix = delta.double()
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    values, near = torch.linalg.eigh(gram)
-    values, near = values.flip(0).clamp_min(0), near.flip(1)
-    s = values.sqrt()
+    near = torch.linalg.eigh(gram)[1].flip(1)
     far = matrix.T @ near if wide else matrix @ near
+    del matrix
     # dividing by the length of the far side, not by s, keeps U S V^T exact for small s too
-    length = far.norm(dim=0)
-    alive = length > 1e-300
-    far = torch.where(alive, far / length.where(alive, torch.ones_like(length)), torch.zeros_like(far))
-    s = length.where(alive, torch.zeros_like(s))
+    s = far.norm(dim=0)
+    vanished = s <= 1e-300
+    far.div_(s.masked_fill_(vanished, 1.0))
+    far[:, vanished] = 0.0
+    s[vanished] = 0.0
     return (near, s, far) if wide else (far, s, near)
 
 
@@ -103,9 +103,9 @@ def _randomised(delta: torch.Tensor, width: int, seed: int) -> tuple[torch.Tenso
     generator = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
     start = torch.randn(delta.shape[1], width, dtype=torch.float64, generator=generator).to(delta.device)
     q = torch.linalg.qr(multiply(delta, start))[0]
-    for _ in range(_PASSES):
-        back = torch.linalg.qr(multiply_transposed(delta, q))[0]
-        q = torch.linalg.qr(multiply(delta, back))[0]
+    for _ in range(_PASSES):  # one name for both sides, so that only one of them is alive
+        q = torch.linalg.qr(multiply_transposed(delta, q))[0]
+        q = torch.linalg.qr(multiply(delta, q))[0]
     small = multiply_transposed(delta, q).T
     u, s, v = torch.linalg.svd(small, full_matrices=False)
     return q @ u, s, v.T

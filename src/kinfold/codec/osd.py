@@ -8,6 +8,7 @@ and on narrow values, which keeps several times as many entries.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from kinfold.codec.base import (
     check_finite,
     require_bits,
 )
-from kinfold.codec.damage import Pair, Score, scores, squared_error
+from kinfold.codec.damage import Pair, Score, Tail, scores, squared_error
 from kinfold.codec.factors import (
     decode_dense,
     decode_sparse,
@@ -101,8 +102,7 @@ class Osd(Codec):
     def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         self._require_importance(importance)
         candidates = self._candidates(as_matrix(delta), budget_bits, importance, seed)
-        _, pair = min(candidates, key=lambda candidate: candidate[0])  # the first of equals wins
-        return self._payload(pair)
+        return min(candidates, key=lambda candidate: candidate[0])[1]  # the first of equals wins
 
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         a, c = _unpack(payload, *matrix_sides(shape))
@@ -116,8 +116,8 @@ class Osd(Codec):
         self._require_importance(importance)
         matrix = as_matrix(delta)
         factors = self._factors(matrix, budget_bits, 0)
-        pairs = [self._paper(matrix, factors, budget_bits, c, importance) for c in EXTRA_RANKS]
-        return np.array([self._error(matrix, pair) for pair in pairs])
+        payloads = (_payload(self._paper(matrix, factors, budget_bits, c, importance)) for c in EXTRA_RANKS)
+        return np.array([_error(matrix, payload) for payload in payloads])
 
     @property
     def surveys(self) -> bool:
@@ -168,32 +168,30 @@ class Osd(Codec):
 
     def _candidates(
         self, matrix: torch.Tensor, bits: int, importance: Importance | None, seed: int
-    ) -> Iterator[tuple[float, Pair]]:
-        """(squared error, pair) of every setting; simpler ones first, so that they win ties."""
+    ) -> Iterator[tuple[float, Payload]]:
+        """(squared error, payload) of every setting; simpler ones first, so that they win ties."""
         factors = self._factors(matrix, bits, seed)
-        for pair in self._pairs(matrix, factors, bits, importance):
-            yield self._error(matrix, pair), pair
+        for payload in self._payloads(matrix, factors, bits, importance):
+            yield _error(matrix, payload), payload
 
-    def _pairs(
+    def _payloads(
         self, matrix: torch.Tensor, factors: Factors, bits: int, importance: Importance | None
-    ) -> Iterator[Pair]:
-        """Nothing at all, dense pairs, and sparse pairs of larger rank."""
+    ) -> Iterator[Payload]:
+        """Nothing at all, dense pairs, and sparse pairs of larger rank; never two pairs in memory."""
         (n, d), top = matrix.shape, factors.s.numel()
-        yield _dense(factors, 0, 32)
+        yield _payload(_dense(factors, 0, 32))
         if self.config.layout == "paper":
-            rank = _dense_rank(n, d, top, 32, bits)
-            yield _dense(factors, rank, 32)
+            yield _payload(_dense(factors, _dense_rank(n, d, top, 32, bits), 32))
             ranks = EXTRA_RANKS if self.config.extra_rank == "auto" else (self.config.extra_rank,)
             for extra in ranks:
-                yield self._paper(matrix, factors, bits, extra, importance)
+                yield _payload(self._paper(matrix, factors, bits, extra, importance))
             return
         for width in self._widths():
             rank = _dense_rank(n, d, top, width, bits)
-            dense = _dense(factors, rank, width)
             # what a whole column is too large for goes to the best entries of the next ones
-            yield self._compact(dense, factors, bits, 1 + rank // 32, importance)
-            nothing = _dense(factors, 0, width)
-            yield self._compact(nothing, factors, bits, self._sparse_rank(matrix.shape, top, bits, width), importance)
+            tails = (rank, 1 + rank // 32), (0, self._sparse_rank(matrix.shape, top, bits, width))
+            for full, columns in tails:
+                yield _payload(self._compact(_dense(factors, full, width), factors, bits, columns, importance))
 
     def _sparse_rank(self, sides: Sequence[int], top: int, bits: int, width: int) -> int:
         """Columns of a pair that is sparse throughout."""
@@ -232,21 +230,20 @@ class Osd(Codec):
         spent = np.cumsum(np.where(order < n * k, cost[0], cost[1]))
         # sections are padded to a byte each, so up to 14 bits of the budget are set aside for them
         count = int(np.searchsorted(spent, bits - 14, side="right"))
-        return _dense(factors, 0, 32).with_tail(a, c, order[:count])
+        return replace(_dense(factors, 0, 32), tail=Tail.of(a, c, order[:count]))
 
     def _compact(self, dense: Pair, factors: Factors, bits: int, columns: int, importance: Importance | None) -> Pair:
         """The dense columns, and of the next `columns` the largest prefix of entries that fits."""
-        width, rank, top = dense.width, dense.full, factors.s.numel()
-        columns = min(columns, top - rank)
-        n, d = dense.a.shape[0], dense.c.shape[0]
+        (n, rank), d, width = dense.a.shape, dense.c.shape[0], dense.width
+        columns = min(columns, factors.s.numel() - rank)
         room = bits // 8 - dense_bytes(n, d, rank, width)
         if columns == 0:
             return dense
         a, c, order = self._ordered(factors, slice(rank, rank + columns), (1, 1), importance)
-        kept_a = np.concatenate([np.zeros(1, np.int32), np.cumsum(order < a.numel(), dtype=np.int32)])
+        kept_a = np.cumsum(order < a.numel(), dtype=np.int32)
 
         def size(count: int) -> int:
-            in_a = int(kept_a[count])
+            in_a = int(kept_a[count - 1])
             tail_a = sparse_bytes(a.numel(), in_a, columns, width)
             return tail_a + sparse_bytes(c.numel(), count - in_a, columns, width)
 
@@ -254,29 +251,11 @@ class Osd(Codec):
         while low < high:  # positions. Such a pair is dense, and dense pairs are candidates already
             middle = (low + high + 1) // 2
             low, high = (middle, high) if size(middle) <= room else (low, middle - 1)
-        return dense.with_tail(a, c, order[:low]) if low and size(low) <= room else dense
-
-    # --- bytes ----------------------------------------------------------------------------------------
-
-    def _payload(self, pair: Pair) -> Payload:
-        full, width = pair.full, pair.width
-        data = encode_dense(pair.a[:, :full], pair.c[:, :full], width)
-        params: dict[str, object] = {"k": pair.a.shape[1], "w": width}
-        if pair.a.shape[1] > full:
-            data += encode_sparse(pair.a[:, full:], pair.kept_a, width)
-            data += encode_sparse(pair.c[:, full:], pair.kept_c, width)
-            params |= {"f": full, "s": [pair.kept_a.size, pair.kept_c.size]}
-        return Payload(data, params)
-
-    def _error(self, matrix: torch.Tensor, pair: Pair) -> float:
-        """Squared error of the pair as the decoder will see it."""
-        a, c = _unpack(self._payload(pair), *matrix.shape)
-        return squared_error(matrix, a.double(), c.double())
+        return replace(dense, tail=Tail.of(a, c, order[:low])) if low and size(low) <= room else dense
 
 
 def _dense(factors: Factors, rank: int, width: int) -> Pair:
-    a, c = factors.balanced(rank)
-    return Pair.dense(a, c, width)
+    return Pair(*factors.balanced(rank), width)
 
 
 def _opening_rank(bits: int, width: int, sides: int) -> float:
@@ -301,6 +280,21 @@ def _rank_order(z: torch.Tensor) -> np.ndarray:
 def paper_bits(n: int, d: int, k: int, kept_a: int, kept_c: int) -> int:
     """The paper's mu: `32 (s_u + s_v) + ceil(log2(n k)) s_u + ceil(log2(d k)) s_v` bits."""
     return 32 * (kept_a + kept_c) + index_width(n * k) * kept_a + index_width(d * k) * kept_c
+
+
+def _payload(pair: Pair) -> Payload:
+    full, width, tail = pair.a.shape[1], pair.width, pair.tail
+    data = encode_dense(pair.a, pair.c, width)
+    if tail is None:
+        return Payload(data, {"k": full, "w": width})
+    data += encode_sparse(tail.a, tail.kept_a, width) + encode_sparse(tail.c, tail.kept_c, width)
+    kept = [tail.kept_a.size, tail.kept_c.size]
+    return Payload(data, {"k": full + tail.a.shape[1], "w": width, "f": full, "s": kept})
+
+
+def _error(matrix: torch.Tensor, payload: Payload) -> float:
+    """Squared error of the pair as the decoder will see it."""
+    return squared_error(matrix, *_unpack(payload, *matrix.shape))
 
 
 def _unpack(payload: Payload, n: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
