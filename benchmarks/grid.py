@@ -33,15 +33,6 @@ class Setting:
     rows: int = 0
 
 
-def peak_mb() -> float:
-    """Peak resident set of this process since it began, MB; Linux only.
-
-    `getrusage` will not do: a child inherits its parent's peak through fork and exec.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
-
-
 def measure(member: Member, setting: Setting, budget: str, seed: int) -> dict[str, Any]:
     """Pack, restore and score one variant; `bytes` is None where the codec cannot meet the budget."""
     point = {"task": member.task, "seed": seed, "label": setting.label, "budget": budget}

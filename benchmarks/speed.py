@@ -27,8 +27,9 @@ from zipnn import ZipNN  # pyright: ignore[reportMissingImports]
 
 import kinfold
 from fleet import fleet, machine
-from grid import RESULTS, peak_mb
+from grid import RESULTS
 from kinfold.checkpoint import Checkpoint, CheckpointWriter
+from resident import peak_mb
 
 BUDGET = "1/64"
 RUNS = 3
