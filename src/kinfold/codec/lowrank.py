@@ -85,11 +85,9 @@ def spectrum(delta: torch.Tensor) -> torch.Tensor:
 
 def _by_gram(delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     wide = delta.shape[0] <= delta.shape[1]
-    matrix = delta.double()
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    near = torch.linalg.eigh(gram)[1].flip(1)
-    far = matrix.T @ near if wide else matrix @ near
-    del matrix
+    tall = delta.T if wide else delta
+    near = torch.linalg.eigh(_gram(tall))[1].flip(1)
+    far = multiply(tall, near)
     # dividing by the length of the far side, not by s, keeps U S V^T exact for small s too
     s = far.norm(dim=0)
     vanished = s <= 1e-300
@@ -97,6 +95,11 @@ def _by_gram(delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     far[:, vanished] = 0.0
     s[vanished] = 0.0
     return (near, s, far) if wide else (far, s, near)
+
+
+def _gram(matrix: torch.Tensor) -> torch.Tensor:
+    exact = matrix.double()
+    return exact.T @ exact
 
 
 def _randomised(delta: torch.Tensor, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
