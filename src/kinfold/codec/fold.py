@@ -61,44 +61,72 @@ class Fold(Codec):
 
     def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:
         matrix = delta.float().reshape(_sides(tuple(delta.shape)))
+        rows, columns = matrix.shape
         live = np.flatnonzero((matrix != 0).any(1).numpy())
         if live.size == 0:
             return Payload(b"", {"r": 0}, seed)
-        rows, columns = matrix.shape
         places = encode_positions(live, rows)
         if len(places) > budget_bits // 80:  # untouched rows are told apart where that is cheap
             live, places = np.arange(rows), b""
-        part = matrix if live.size == rows else matrix[torch.from_numpy(live)]
-        room = budget_bits // 8 - len(places)
         params = {"r": live.size} if live.size < rows else {}
-        if 8 * room > DITHER_RATE * part.numel():
-            u = dither.field(*_words(seed, live, rows, columns)).reshape(-1)
-            return Payload(places + dither.encode(part.reshape(-1).numpy(), u, room), params | {"d": 1}, seed)
-        count = _count(part.numel(), columns, room)
-        signed = _flip(part.clone(), *_words(seed, live, rows, columns))
-        data, length = _codebook(signed, count, self.config.shrink)
-        return Payload(places + data, params | {"g": count}, seed)
+        room, entries = budget_bits // 8 - len(places), live.size * columns
+        words = _words(seed, live, rows, columns)
+        if 8 * room > DITHER_RATE * entries:
+            u = dither.field(*words).reshape(-1)
+            part = _rows(matrix, live).reshape(-1).numpy()
+            return Payload(places + dither.encode(part, u, room), params | {"d": 1}, seed)
+        count = _count(entries, columns, room)
+        vectors = _grouped(_rows(matrix, live), words, count)
+        index, product = choose(vectors)
+        amplitude = self._amplitude(squared_norm(matrix), float(product.sum()), count, entries)
+        return Payload(places + _codebook_data(amplitude, index), params | {"g": count}, seed)
+
+    def _amplitude(self, energy: float, product: float, count: int, entries: int) -> float:
+        """Such that the decoded delta's product with the delta is the delta's energy, then shrunk."""
+        rate = INDEX_BITS * count / entries
+        return energy / product * rate / (rate + self.config.shrink) if product > 0 else 0.0
+
+    def steer(
+        self, payload: Payload, delta: torch.Tensor, gradient: torch.Tensor, *, push: float, share: float, turn: int
+    ) -> Payload:
+        """Choose a random `share` of the codewords again, for the delta moved `push` against `gradient`.
+
+        What the codewords are chosen for moves by `push` times its own mean norm; many codewords are nearly
+        as good as the best, and among those the loss falls most with the ones that this finds.
+        """
+        if "g" not in payload.params:
+            return payload
+        matrix, slope = (t.float().reshape(_sides(tuple(delta.shape))) for t in (delta, gradient))
+        (rows, columns), count = matrix.shape, payload.params["g"]
+        live, data = _split(payload, rows)
+        words = _words(payload.seed, live, rows, columns)
+        vectors, push_along = (_grouped(_rows(t, live), words, count) for t in (matrix, slope))
+        _, index = _read_codebook(data, count, live.size * columns)
+        first = -(-(rows + columns) // 4) * 4 + turn * -(-count // 4) * 4
+        chosen = torch.nonzero(uniform_bits(payload.seed, first, count) < share * 2**32)[:, 0]
+        length = float(push_along.norm(dim=0).mean())
+        if chosen.numel() and length > 0:
+            scale = push * float(vectors.norm(dim=0).mean()) / length
+            index[chosen] = choose(vectors[:, chosen] - scale * push_along[:, chosen])[0]
+        product = float((expand(index, len(vectors), 1.0) * vectors).sum(dtype=torch.float64))
+        amplitude = self._amplitude(squared_norm(matrix), product, count, live.size * columns)
+        places = payload.data[: len(payload.data) - len(data)]
+        return Payload(places + _codebook_data(amplitude, index), payload.params, payload.seed)
 
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         rows, columns = _sides(shape)
-        touched, count = payload.params.get("r", rows), payload.params.get("g")
-        if type(touched) is not int or not 0 <= touched <= rows:
-            raise PackError(f"fold: {touched!r} rows are impossible for {list(shape)}")
-        split = positions_bytes(rows, touched)
-        if len(payload.data) < split:
-            raise PackError(f"fold: {len(payload.data)} bytes do not hold the places of {touched} rows")
-        live = decode_positions(payload.data[:split], rows, touched)
-        data = memoryview(payload.data)[split:]
+        live, data = _split(payload, rows)
         words = _words(payload.seed, live, rows, columns)
-        if touched == 0:
-            part = torch.zeros(0, columns)
+        if live.size == 0 or columns == 0:
+            part = torch.zeros(live.size, columns)
         elif "d" in payload.params:
             part = torch.from_numpy(dither.decode(data, dither.field(*words).reshape(-1))).reshape(-1, columns)
         else:
-            part = _flip(_from_codebook(data, count, touched, columns), *words)
+            amplitude, index = _read_codebook(data, payload.params.get("g"), live.size * columns)
+            part = _flip(_ungrouped(amplitude, index, live.size, columns), *words)
         if not bool(torch.isfinite(part).all()):
             raise PackError("fold: a stored step or amplitude is not finite")
-        if touched == rows:
+        if live.size == rows:
             return part.reshape(shape).to(dtype)
         delta = torch.zeros(rows, columns)
         delta[torch.from_numpy(live)] = part
@@ -168,30 +196,50 @@ def _count(entries: int, columns: int, room: int) -> int:
     return count
 
 
-def _codebook(matrix: torch.Tensor, count: int, shrink: float) -> tuple[bytes, int]:
-    """Group g holds the entries g, g + count, g + 2 count, ...; those past 1024 are added onto the first."""
-    flat = matrix.reshape(-1)
-    length = -(-flat.numel() // count)
-    vectors = torch.zeros(min(length, LENGTH), count)
-    for start in range(0, flat.numel(), LENGTH * count):
-        some = flat[start : start + LENGTH * count]
+def _codebook_data(amplitude: float, index: torch.Tensor) -> bytes:
+    return np.float32(amplitude).tobytes() + pack_bits(index.numpy(), INDEX_BITS)
+
+
+def _read_codebook(data: memoryview, count: object, entries: int) -> tuple[float, torch.Tensor]:
+    if type(count) is not int or not 1 <= count <= entries or len(data) != _codebook_bytes(count):
+        raise PackError(f"fold: {len(data)} bytes do not hold {count!r} codewords for {entries} entries")
+    index = torch.from_numpy(unpack_bits(data[4:], INDEX_BITS, count).astype(np.int64))
+    return float(np.frombuffer(data[:4], "<f4")[0]), index
+
+
+def _split(payload: Payload, rows: int) -> tuple[np.ndarray, memoryview]:
+    """The rows that are coded, and what follows their places."""
+    touched = payload.params.get("r", rows)
+    if type(touched) is not int or not 0 <= touched <= rows:
+        raise PackError(f"fold: {touched!r} rows are impossible among {rows}")
+    end = positions_bytes(rows, touched)
+    if len(payload.data) < end or (touched == 0 and payload.data):
+        raise PackError(f"fold: {len(payload.data)} bytes do not hold the places of {touched} rows")
+    return decode_positions(payload.data[:end], rows, touched), memoryview(payload.data)[end:]
+
+
+def _rows(matrix: torch.Tensor, live: np.ndarray) -> torch.Tensor:
+    """A copy of the live rows, to be changed in place."""
+    return matrix.clone() if live.size == len(matrix) else matrix[torch.from_numpy(live)]
+
+
+def _grouped(part: torch.Tensor, words: tuple[np.ndarray, np.ndarray], count: int) -> torch.Tensor:
+    """(length, count): column g holds the entries g, g + count, g + 2 count, ... of `part`, signs flipped.
+
+    Entries past the 1024th of a column are added onto the first ones: their codewords repeat.
+    """
+    flat = _flip(part, *words).reshape(-1)
+    vectors = torch.zeros(min(-(-flat.numel() // count), LENGTH), count)
+    for some in flat.split(LENGTH * count):
         full = some.numel() // count
         vectors[:full] += some[: full * count].reshape(full, count)
         if some.numel() > full * count:
             vectors[full, : some.numel() - full * count] += some[full * count :]
-    index, product = choose(vectors)
-    total = float(product.sum())
-    rate = INDEX_BITS * count / flat.numel()
-    amplitude = squared_norm(flat) / total * rate / (rate + shrink) if total else 0.0
-    return np.float32(amplitude).tobytes() + pack_bits(index.numpy(), INDEX_BITS), length
+    return vectors
 
 
-def _from_codebook(data: memoryview, count: object, rows: int, columns: int) -> torch.Tensor:
-    entries = rows * columns
-    if type(count) is not int or not 1 <= count <= entries or len(data) != _codebook_bytes(count):
-        raise PackError(f"fold: {len(data)} bytes do not hold {count!r} codewords of {rows} x {columns} entries")
-    amplitude = float(np.frombuffer(data[:4], "<f4")[0])
-    index = torch.from_numpy(unpack_bits(data[4:], INDEX_BITS, count).astype(np.int64))
+def _ungrouped(amplitude: float, index: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    entries, count = rows * columns, index.numel()
     length = -(-entries // count)
     part = expand(index, min(length, LENGTH), amplitude)
     if length > LENGTH:
