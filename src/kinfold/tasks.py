@@ -23,6 +23,7 @@ from kinfold.errors import CalibrationError, CheckpointError
 
 Row = dict[str, Any]
 MAX_TOKENS = 512
+BATCH_TOKENS = 2048
 TOKENIZER_FILES = (  # any of these makes a tokenizer
     "tokenizer.json",
     "tokenizer.model",
@@ -136,13 +137,28 @@ class Task:
 
     def output(self, row: Row) -> torch.Tensor:
         """(classes,) of a classifier, (tokens - 1, vocabulary) of a causal LM, (hidden,) of an encoder."""
-        ids = self._ids(row)
+        return self.outputs(self._ids(row))[0]
+
+    def outputs(self, ids: torch.Tensor) -> torch.Tensor:
+        """The same for rows of one length: `ids` (rows, tokens), int64; the first dimension is the row."""
         result = self.model(input_ids=ids, attention_mask=torch.ones_like(ids))
         logits = getattr(result, "logits", None)
         if logits is not None:
-            return logits[0, :-1] if logits.dim() == 3 and type(self.model).__name__.endswith("CausalLM") else logits[0]
-        hidden = result.last_hidden_state[0].mean(0)
+            return logits[:, :-1] if logits.dim() == 3 and type(self.model).__name__.endswith("CausalLM") else logits
+        hidden = result.last_hidden_state.mean(1)
         return hidden if self.head is None else F.linear(hidden, *self.head)
+
+    def batches(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Token ids of all rows, those of one length together: no padding, so outputs are those of the rows alone."""
+        by_length: dict[int, list[torch.Tensor]] = {}
+        for row in rows:
+            ids = self._ids(row)
+            by_length.setdefault(ids.shape[1], []).append(ids)
+        return [
+            torch.cat(same[start : start + max(1, BATCH_TOKENS // length)])
+            for length, same in sorted(by_length.items())
+            for start in range(0, len(same), max(1, BATCH_TOKENS // length))
+        ]
 
     @property
     def has_logits(self) -> bool:
@@ -188,9 +204,9 @@ class Task:
 
 
 def divergence(target: torch.Tensor, output: torch.Tensor, has_logits: bool) -> torch.Tensor:
-    """KL(target || output), a scalar in nats; mean over the positions of a causal LM."""
+    """KL(target || output), a scalar in nats; mean over rows, and over the positions of a causal LM."""
     if not has_logits:
-        return 0.5 * (target - output).square().sum()
+        return 0.5 * (target - output).square().sum(-1).mean()
     p, q = target.log_softmax(-1), output.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean()
 

@@ -46,6 +46,13 @@ def targets(variant: Task, calibration: Calibration) -> list[torch.Tensor]:
         return [variant.output(row) for row in calibration.rows]
 
 
+def answers(variant: Task, calibration: Calibration) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Token ids of the rows, those of one length together, and the variant's outputs for them."""
+    batches = variant.batches(calibration.rows)
+    with torch.no_grad():
+        return batches, [variant.outputs(ids) for ids in batches]
+
+
 def measure(
     task: Task,
     names: Sequence[str],

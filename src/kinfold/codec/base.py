@@ -126,6 +126,26 @@ class Codec(ABC):
             PackError: lengths, ranges or values are impossible for this shape.
         """
 
+    def steer(
+        self, payload: Payload, delta: torch.Tensor, gradient: torch.Tensor, *, push: float, share: float, turn: int
+    ) -> Payload:
+        """Code a random `share` of `delta` again, a little against `gradient`; the payload's size stays.
+
+        Args:
+            payload: of `delta`, from `encode` or an earlier `steer`.
+            delta: as it was given to `encode`.
+            gradient: of the loss at base + decoded delta, in the delta's shape.
+            push: how far against the gradient, in units of the delta's norm.
+            share: of the code that may change, 0 to 1.
+            turn: number of the call; draws another share.
+        """
+        return payload
+
+    @property
+    def steers(self) -> bool:
+        """Whether calibration can improve finished payloads."""
+        return type(self).steer is not Codec.steer
+
     def alternatives(self) -> list[Codec]:
         """Settings among which only a model's outputs can decide, for a plan with calibration."""
         return []

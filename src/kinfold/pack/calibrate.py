@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kinfold.budget import Budget, Calibration
-from kinfold.budget.importance import mean_divergence, measure, read_importance, targets
+from kinfold.budget.importance import answers, mean_divergence, measure, read_importance, targets
 from kinfold.codec import Codec, Importance
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.lowrank import as_matrix, leading
 from kinfold.codec.threads import ordered_map, single_threaded
-from kinfold.pack.plan import Importances
+from kinfold.pack.plan import Importances, Job
 from kinfold.pack.source import Sources
+from kinfold.pack.steer import steered
 from kinfold.pack.units import Draft
 from kinfold.tasks import Task
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What calibration gives: the codec to plan with, importance by name, and a last improvement of the jobs."""
+
+    codec: Codec | None
+    importance: Importances = lambda _: None
+    improve: Callable[[list[Job]], list[Job]] = lambda jobs: jobs
 
 
 @contextmanager
@@ -29,20 +40,21 @@ def calibrated(
     budget: Budget | None,
     calibration: Calibration | None,
     seed: int,
-) -> Iterator[tuple[Codec | None, Importances]]:
-    """Yield the codec to plan with and what calibration says of each matrix.
+) -> Iterator[Guide]:
+    """Yield what calibration says of the codec and of each matrix.
 
     Without calibration the codec is the one given. With it, importance is measured once at the model that
     the largest low-rank part gives; a codec with whole-model alternatives is settled on the one whose
-    restored model diverges least from the variant.
+    restored model diverges least from the variant; one that can be steered has its payloads improved.
     """
     if codec is None or budget is None or calibration is None or not matrices:
-        yield codec, lambda _: None
+        yield Guide(codec)
         return
     # one thread here too: gradients decide which entries are kept, so their last bits decide bytes
     with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, single_threaded():
         task = Task.load(sources.variant.directory)
         wanted = targets(task, calibration)
+        batched = answers(task, calibration) if codec.steers else ([], [])
         path = Path(folder) / "importance.safetensors"
         shares = _shares(matrices, codec, budget, sources)
         shapes = {draft.name: draft.shape for draft in matrices}
@@ -58,10 +70,11 @@ def calibrated(
         def importance(name: str) -> Importance | None:
             return read_importance(path, name, shapes[name]) if path.exists() else None
 
-        yield (
-            _least_divergence(task, sources, matrices, codec, shares, calibration, wanted, importance),
-            importance,
-        )
+        chosen = _least_divergence(task, sources, matrices, codec, shares, calibration, wanted, importance)
+        if not chosen.steers:
+            yield Guide(chosen, importance)
+            return
+        yield Guide(chosen, importance, lambda jobs: steered(sources, jobs, task, *batched, seed))
 
 
 def _shares(matrices: Sequence[Draft], codec: Codec, budget: Budget, sources: Sources) -> list[int]:

@@ -39,13 +39,15 @@ def encode(sources: Sources, job: Job, seed: int, importance: Importances) -> Co
     """
     draft = job.draft
     with naming(draft):
-        if job.ready is not None:
-            return Coded(job.ready)
+        if job.codec is None and job.ready is not None:
+            return Coded(job.ready.data)
         if job.codec is None:
             return Coded(exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces)))
         own = tensor_seed(seed, draft.name)
         weigh = importance(draft.name) if draft.matrix else None
-        payload = job.codec.encode(sources.delta(draft.pieces), budget_bits=job.bits, importance=weigh, seed=own)
+        payload = job.ready or job.codec.encode(
+            sources.delta(draft.pieces), budget_bits=job.bits, importance=weigh, seed=own
+        )
         return Coded(payload.data, payload.params, *_errors(sources, draft, job.codec.decode(payload, draft.shape)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kinfold.budget import Budget
-from kinfold.codec import Codec, Importance, create, exact
+from kinfold.codec import Codec, Importance, Payload, create, exact
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import BudgetError, CodecError
@@ -32,7 +32,7 @@ class Job:
     draft: Draft
     codec: Codec | None
     bits: int
-    ready: bytes | None = None
+    ready: Payload | None = None
 
 
 Importances = Callable[[str], Importance | None]
@@ -161,7 +161,7 @@ def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> I
 
 def _exact_job(sources: Sources, draft: Draft) -> Job:
     payload = exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces))
-    return Job(draft, None, 8 * len(payload), payload)
+    return Job(draft, None, 8 * len(payload), Payload(payload))
 
 
 def _rounded_job(sources: Sources, draft: Draft, rounding: Codec, bits: int) -> Job:

@@ -129,18 +129,23 @@ def pack(
         left_out=left_out,
     )
     matrices = [draft for draft in drafted if draft.matrix]
-    with calibrated(sources, matrices, lossy, target, calibration, seed) as (chosen, importance):
+    with calibrated(sources, matrices, lossy, target, calibration, seed) as guide:
         limit = target.file_bytes(manifest.reference_bytes) if target else None
         spare = 0
         while True:
-            jobs, bound = plan(sources, drafted, chosen, target, manifest, len(blob), importance, spare=spare)
+            jobs, bound = plan(
+                sources, drafted, guide.codec, target, manifest, len(blob), guide.importance, spare=spare
+            )
             if dry_run:
                 return _report(out, manifest.model_copy(update={"units": _planned(jobs)}), sources, bound)
+            jobs = guide.improve(jobs)
             with disk_errors(out):
                 spool = Spool(out, _key(manifest, jobs))
             try:
                 with disk_errors(out):
-                    manifest = manifest.model_copy(update={"units": _encode(sources, jobs, spool, seed, importance)})
+                    manifest = manifest.model_copy(
+                        update={"units": _encode(sources, jobs, spool, seed, guide.importance)}
+                    )
                     places = [spool.place(number) for number in range(len(jobs))]
                     sealed = seal(manifest, spool.data, places, blob)
                     size = pack_bytes(sealed, len(blob))
