@@ -146,6 +146,10 @@ class Codec(ABC):
         """Whether calibration can improve finished payloads."""
         return type(self).steer is not Codec.steer
 
+    def params_like(self, digits: int) -> dict[str, Any]:
+        """Params as a payload's may look, made of three digits: the plan measures the manifest by them."""
+        return {"k": digits % 97, "w": 8, "f": digits % 89, "s": [9 * digits, 9999 - digits]}
+
     def alternatives(self) -> list[Codec]:
         """Settings among which only a model's outputs can decide, for a plan with calibration."""
         return []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,9 @@ class Fold(Codec):
         delta = torch.zeros(rows, columns)
         delta[torch.from_numpy(live)] = part
         return delta.reshape(shape).to(dtype)
+
+    def params_like(self, digits: int) -> dict[str, Any]:
+        return {"g": 9 * digits}
 
     def survey(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None) -> np.ndarray:
         """[squared norm, entries in rows that are not all zero]."""

@@ -72,7 +72,7 @@ def plan(
         (matrices if draft.matrix and not _poisoned(sources, draft) else kept).append(draft)
     if codec is None or budget is None:
         raw = sum(draft.nbytes for draft in kept)
-        overhead = _overhead(skeleton, [], kept, "exact", 0, files_bytes)
+        overhead = _overhead(skeleton, [], kept, None, 0, files_bytes)
         return [Job(draft, None, 8 * draft.nbytes) for draft in kept], raw + overhead
     total = budget.file_bytes(skeleton.reference_bytes)
     if total is None:
@@ -80,8 +80,8 @@ def plan(
         settled, _ = _settle(sources, matrices, codec, bits, importance)
         jobs = _matrix_jobs(matrices, settled, bits) + [_exact_job(sources, draft) for draft in kept]
         payloads = sum(-(-job.bits // 8) for job in jobs)
-        return jobs, payloads + _overhead(skeleton, matrices, kept, codec.name, payloads, files_bytes)
-    overhead = _overhead(skeleton, matrices, kept, codec.name, total, files_bytes) + spare
+        return jobs, payloads + _overhead(skeleton, matrices, kept, codec, payloads, files_bytes)
+    overhead = _overhead(skeleton, matrices, kept, codec, total, files_bytes) + spare
     failure: tuple[BudgetError, int] | None = None
     for kept_jobs, last in _keep(sources, kept, codec, total // KEPT_SHARE):
         taken = overhead + sum(-(-job.bits // 8) for job in kept_jobs)
@@ -101,7 +101,7 @@ def plan(
     error, taken = failure
     least = taken + error.least_bytes
     for _ in range(2):  # the header of a larger file holds larger numbers
-        there = _overhead(skeleton, matrices, kept, codec.name, least, files_bytes) + spare
+        there = _overhead(skeleton, matrices, kept, codec, least, files_bytes) + spare
         least = max(least, taken + there - overhead + error.least_bytes + _BUDGET_TEXT)
     raise _too_small(budget, total, error, taken, least, skeleton.reference_bytes) from error
 
@@ -185,7 +185,7 @@ def _overhead(
     skeleton: Manifest,
     matrices: Sequence[Draft],
     kept: Sequence[Draft],
-    codec: str,
+    codec: Codec | None,
     total: int,
     files_bytes: int,
 ) -> int:
@@ -198,10 +198,10 @@ def _overhead(
     for number, draft in enumerate([*matrices, *kept]):
         digits = (number * 7919 + 104729) % 899 + 100  # varied digits, as real figures have
         share = total * draft.numel // weights if draft.matrix else draft.numel
-        params = {"k": digits % 97, "w": 8, "f": digits % 89, "s": [9 * digits, 9999 - digits]}
+        params = codec.params_like(digits) if codec else {}
         units.append(
             Unit(
-                codec=codec if draft.matrix else "rtn",
+                codec=codec.name if codec and draft.matrix else "rtn",
                 bytes=share + digits % 10,
                 pieces=list(draft.pieces),
                 params=params if draft.matrix else {"w": 8},
