@@ -10,12 +10,15 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import kinfold
+import peers  # noqa: F401  # makes the rivals' codecs known to this process
 from fleet import Member, fleet, machine
+from kinfold.codec import Codec
 from kinfold.demo.sources import cache_dir
 from kinfold.demo.train import accuracy
 from kinfold.errors import BudgetError
@@ -25,7 +28,10 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Setting:
-    """A codec with its options, under the label that tables use; `rows` > 0 calibrates on that many texts."""
+    """A codec with its options, under the label that tables use; `rows` > 0 calibrates on that many texts.
+
+    `codec` is a name, or `module:function` of what makes a codec from base, variant and calibration.
+    """
 
     label: str
     codec: str
@@ -48,7 +54,7 @@ def measure(member: Member, setting: Setting, budget: str, seed: int) -> dict[st
                 member.base,
                 member.directory,
                 out,
-                codec=setting.codec,
+                codec=_codec(member, setting, calibration),
                 options=setting.options,
                 budget=budget,
                 calibration=calibration,
@@ -69,6 +75,13 @@ def measure(member: Member, setting: Setting, budget: str, seed: int) -> dict[st
         "pack_seconds": packed - started,
         "restore_seconds": restored - packed,
     }
+
+
+def _codec(member: Member, setting: Setting, calibration: kinfold.Calibration | None) -> Codec | str:
+    module, colon, function = setting.codec.partition(":")
+    if not colon:
+        return setting.codec
+    return getattr(import_module(module), function)(member.base, member.directory, calibration)
 
 
 def run_grid(
