@@ -23,6 +23,7 @@ from kinfold.codec.values import decode_values, encode_values, values_bytes
 from kinfold.errors import PackError
 
 _WIDTHS = (8, 3, 2)
+_ROUNDS = 2  # times that each factor is rounded
 
 
 class DeltaComeConfig(CodecConfig):
@@ -31,13 +32,11 @@ class DeltaComeConfig(CodecConfig):
     Attributes:
         high: share of the rank stored at 8 bits.
         middle: share of the rank stored at 3 bits; the rest is stored at 2.
-        rounds: times that each factor is rounded.
         allocation: as in `truncsvd`.
     """
 
     high: float = Field(default=0.01, ge=0, le=1)
     middle: float = Field(default=0.3, ge=0, le=1)
-    rounds: int = Field(default=2, ge=1)
     allocation: Literal["energy", "uniform"] = "energy"
 
 
@@ -70,7 +69,7 @@ class DeltaCome(TruncSvd):
         matrix, counts = as_matrix(delta), self._counts(rank)
         a, c = leading(matrix, rank, seed).balanced(rank)
         left = right = b""
-        for _ in range(self.config.rounds):
+        for _ in range(_ROUNDS):
             right, c = _rounded(c, counts)
             left, a = _rounded(_fitted(multiply(matrix, c), c), counts)
             c = _fitted(multiply_transposed(matrix, a), a)
