@@ -147,11 +147,40 @@ def summary(
     return rows
 
 
-def save(name: str, settings: Sequence[Setting], points: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Path:
+def ahead(points: Sequence[dict[str, Any]], label: str, rivals: Sequence[Setting]) -> list[dict[str, Any]]:
+    """By how much `label` leads each rival at each budget: mean difference in gain over the members that both
+    were measured on, and its standard error."""
+    gains = {(p["label"], p["budget"], p["task"], p["seed"]): p["gain"] for p in points if p["bytes"]}
+    found = []
+    for rival in rivals:
+        for budget in dict.fromkeys(p["budget"] for p in points):
+            lead = [
+                gain - gains[rival.label, budget, task, seed]
+                for (who, at, task, seed), gain in gains.items()
+                if (who, at) == (label, budget) and (rival.label, budget, task, seed) in gains
+            ]
+            if len(lead) > 1:
+                mean = sum(lead) / len(lead)
+                error = (sum((x - mean) ** 2 for x in lead) / (len(lead) - 1) / len(lead)) ** 0.5
+                found.append(
+                    {"rival": rival.label, "budget": budget, "members": len(lead), "lead": mean, "error": error}
+                )
+    return found
+
+
+def save(
+    name: str,
+    settings: Sequence[Setting],
+    points: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    **more: Any,
+) -> Path:
     """Write `results/NAME.json` with machine and versions beside the figures."""
     RESULTS.mkdir(exist_ok=True)
     members = [
-        {"task": m.task, "after": m.after, "zero_delta": m.zero_delta} for m in fleet(min(p["seed"] for p in points))
+        {"task": m.task, "seed": seed, "after": m.after, "zero_delta": m.zero_delta}
+        for seed in sorted({p["seed"] for p in points})
+        for m in fleet(seed)
     ]
     content = {
         "machine": machine(),
@@ -159,6 +188,7 @@ def save(name: str, settings: Sequence[Setting], points: list[dict[str, Any]], r
         "settings": [asdict(setting) for setting in settings],
         "fleet": members,
         "summary": rows,
+        **more,
         "points": points,
     }
     path = RESULTS / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Reading a budget: `4MB`, `1/100`, `rank:4`, or a number of bytes."""
+"""Reading a budget: `4MB`, `1/100`, `gain=0.98`, `rank:4`, or a number of bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Literal
 from kinfold.errors import BudgetError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_ALLOWED = "a size (`500kB`, `4MB`), a fraction of the reference size (`1/100`), or `rank:4`"
+_ALLOWED = (
+    "a size (`500kB`, `4MB`), a fraction of the reference size (`1/100`), a share of the fine-tune's effect "
+    "(`gain=0.98`), `rank:4` or `exact`"
+)
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,14 @@ class Budget:
     """What the user asked for.
 
     Attributes:
-        kind: `bytes`, `fraction` of the reference size, or `rank` (32 R (n + d) bits a matrix, the unit
-            of Optimal Singular Damage).
-        value: bytes, the fraction, or R.
+        kind: `bytes`, `fraction` of the reference size, `gain` (the fewest bytes that recover this share of
+            the divergence between base and variant on calibration rows), or `rank` (32 R (n + d) bits a
+            matrix, the unit of Optimal Singular Damage).
+        value: bytes, the fraction, the gain, or R.
         text: as it was given; recorded in the pack.
     """
 
-    kind: Literal["bytes", "fraction", "rank"]
+    kind: Literal["bytes", "fraction", "gain", "rank"]
     value: Fraction
     text: str
 
@@ -42,12 +46,19 @@ class Budget:
             raise BudgetError(f"`{text}` is no budget; give {_ALLOWED}", hint="--budget 1/100") from cause
         if budget.value <= 0 or (budget.kind == "fraction" and budget.value > 1):
             raise BudgetError(f"a budget must be above zero and a fraction at most 1, got `{text}`")
+        if budget.kind == "gain" and budget.value >= 1:
+            raise BudgetError(
+                f"a gain must be above 0 and below 1, got `{text}`; all of the fine-tune is kept by `exact`",
+                hint="--budget gain=0.98, or --codec exact",
+            )
         return budget
 
     @classmethod
     def _read(cls, text: str) -> Budget:
         if text.startswith("rank:"):
             return cls("rank", Fraction(text[5:]), text)
+        if text.startswith("gain="):
+            return cls("gain", Fraction(text[5:]), text)
         if "/" in text:
             return cls("fraction", Fraction(text.replace(" ", "")), text)
         match = re.fullmatch(r"([0-9.]+)\s*([a-zA-Z]*)", text)
@@ -56,8 +67,8 @@ class Budget:
         return cls("bytes", Fraction(match[1]) * _UNITS[match[2].upper()], text)
 
     def file_bytes(self, reference_bytes: int) -> int | None:
-        """The most bytes the whole file may take; None where ranks rule."""
-        if self.kind == "rank":
+        """The most bytes the whole file may take; None where ranks or a gain rule."""
+        if self.kind in ("rank", "gain"):
             return None
         return int(self.value * (reference_bytes if self.kind == "fraction" else 1))
 

@@ -18,7 +18,7 @@ from kinfold.codec.lowrank import as_matrix, leading
 from kinfold.codec.threads import ordered_map, single_threaded
 from kinfold.pack.plan import Importances, Job
 from kinfold.pack.source import Sources
-from kinfold.pack.steer import steered
+from kinfold.pack.steer import divergence_left, steered
 from kinfold.pack.units import Draft
 from kinfold.tasks import Task
 
@@ -30,6 +30,7 @@ class Guide:
     codec: Codec | None
     importance: Importances = lambda _: None
     improve: Callable[[list[Job]], list[Job]] = lambda jobs: jobs
+    left: Callable[[list[Job]], float] | None = None  # share of the divergence that coded jobs leave
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def calibrated(
     with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, single_threaded():
         task = Task.load(sources.variant.directory)
         wanted = targets(task, calibration)
-        batched = answers(task, calibration) if codec.steers else ([], [])
+        batched = answers(task, calibration)
         path = Path(folder) / "importance.safetensors"
         shares = _shares(matrices, codec, budget, sources)
         shapes = {draft.name: draft.shape for draft in matrices}
@@ -71,14 +72,18 @@ def calibrated(
             return read_importance(path, name, shapes[name]) if path.exists() else None
 
         chosen = _least_divergence(task, sources, matrices, codec, shares, calibration, wanted, importance)
-        if not chosen.steers:
-            yield Guide(chosen, importance)
-            return
-        yield Guide(chosen, importance, lambda jobs: steered(sources, jobs, task, *batched, seed))
+        yield Guide(
+            chosen,
+            importance,
+            improve=(lambda jobs: steered(sources, jobs, task, *batched, seed)) if chosen.steers else list,
+            left=lambda jobs: divergence_left(sources, jobs, task, *batched, seed),
+        )
 
 
 def _shares(matrices: Sequence[Draft], codec: Codec, budget: Budget, sources: Sources) -> list[int]:
     """About the bits each matrix will get: norms and header are left out of the account here."""
+    if budget.kind == "gain":  # for choices among settings a middling rate will do
+        budget = Budget.parse("1/64")
     if budget.kind == "rank":
         return [budget.matrix_bits(matrix_sides(draft.shape)) for draft in matrices]
     total = budget.file_bytes(sum(2 * draft.numel for draft in matrices)) or 0

@@ -9,7 +9,7 @@ import torch
 
 from kinfold.codec import Payload, tensor_seed
 from kinfold.codec.threads import ordered_map
-from kinfold.errors import CheckpointError
+from kinfold.errors import BudgetError, CheckpointError
 from kinfold.pack.manifest import Piece
 from kinfold.pack.plan import Job
 from kinfold.pack.source import Sources
@@ -30,13 +30,18 @@ class _Place:
     payload: Payload
     spots: list[tuple[Piece, torch.nn.Parameter]]
 
-    def write(self, sources: Sources, payload: Payload) -> None:
-        """Put base + decoded delta into the model."""
-        assert self.job.codec is not None
-        delta = self.job.codec.decode(payload, self.job.draft.shape).reshape(-1)
+    @property
+    def steers(self) -> bool:
+        return self.job.codec is not None and self.job.codec.steers
+
+    def write(self, sources: Sources, payload: Payload | None) -> None:
+        """Put base + decoded delta into the model; the base alone without a payload."""
         reference = sources.reference(self.job.draft.pieces)
         assert reference is not None  # only tensors with a base are coded as deltas
-        values = reference.reshape(-1).float() + delta
+        assert self.job.codec is not None
+        values = reference.reshape(-1).float()
+        if payload is not None:
+            values = values + self.job.codec.decode(payload, self.job.draft.shape).reshape(-1)
         for (_, view), part in zip(self._views(), values.split([p.numel for p, _ in self.spots]), strict=True):
             view.copy_(part.reshape(view.shape))
 
@@ -74,7 +79,7 @@ def steered(
         wanted: the variant's outputs for them.
         seed: of the pack.
     """
-    places = _places(task, sources, jobs, seed)
+    places = {number: place for number, place in _places(task, sources, jobs, seed).items() if place.steers}
     if not places:
         return list(jobs)
     for parameter in task.model.parameters():
@@ -101,6 +106,30 @@ def steered(
     return [replace(job, ready=ready.get(number, job.ready)) for number, job in enumerate(jobs)]
 
 
+def divergence_left(
+    sources: Sources,
+    jobs: Sequence[Job],
+    task: Task,
+    batches: Sequence[torch.Tensor],
+    wanted: Sequence[torch.Tensor],
+    seed: int,
+) -> float:
+    """Mean divergence of the coded model from the variant, as a share of the bare base's; arguments as `steered`'s.
+
+    Raises:
+        BudgetError: base and variant answer alike, so there is nothing to recover.
+    """
+    places = _places(task, sources, jobs, seed)
+    with torch.no_grad():
+        found = []
+        for payloads in ([None] * len(places), [place.payload for place in places.values()]):
+            _write(sources, places, payloads)
+            found.append(_loss(task, batches, wanted))
+    if not found[0] > 0:
+        raise BudgetError("on the calibration rows the base answers as the variant does: there is no gain to recover")
+    return found[1] / found[0]
+
+
 def _turn(
     places: dict[int, _Place], gradients: list[torch.Tensor], push: float, turn: int
 ) -> list[tuple[_Place, torch.Tensor, float, int]]:
@@ -114,7 +143,7 @@ def _steer(sources: Sources, place: _Place, gradient: torch.Tensor, push: float,
 
 
 def _places(task: Task, sources: Sources, jobs: Sequence[Job], seed: int) -> dict[int, _Place]:
-    """By number: the jobs that a codec can steer and whose tensors are parameters of the model."""
+    """By number: the deltas that are coded with loss and whose tensors are parameters of the model."""
 
     def encoded(number: int) -> Payload:
         job = jobs[number]
@@ -124,7 +153,7 @@ def _places(task: Task, sources: Sources, jobs: Sequence[Job], seed: int) -> dic
 
     spots = {}
     for number, job in enumerate(jobs):
-        if job.codec is not None and job.codec.steers and job.draft.matrix:
+        if job.codec is not None and job.draft.matrix:
             try:
                 own = task.parameters([piece.name for piece in job.draft.pieces])
             except CheckpointError:  # a tensor that the model does not load, such as a pooler
@@ -137,7 +166,7 @@ def _places(task: Task, sources: Sources, jobs: Sequence[Job], seed: int) -> dic
     }
 
 
-def _write(sources: Sources, places: dict[int, _Place], payloads: Sequence[Payload]) -> None:
+def _write(sources: Sources, places: dict[int, _Place], payloads: Sequence[Payload | None]) -> None:
     with torch.no_grad():
         for place, payload in zip(places.values(), payloads, strict=True):
             place.write(sources, payload)
@@ -146,10 +175,19 @@ def _write(sources: Sources, places: dict[int, _Place], payloads: Sequence[Paylo
 def _loss_and_gradient(task: Task, batches: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
     """Mean divergence over the rows, nats; its gradients are left in the parameters."""
     task.model.zero_grad(set_to_none=True)
+    return sum(_backward(loss) for loss in _losses(task, batches, wanted))
+
+
+def _backward(loss: torch.Tensor) -> float:
+    loss.backward()
+    return float(loss.detach())
+
+
+def _loss(task: Task, batches: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    return sum(float(loss) for loss in _losses(task, batches, wanted))
+
+
+def _losses(task: Task, batches: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
     rows = sum(len(ids) for ids in batches)
-    total = 0.0
     for ids, target in zip(batches, wanted, strict=True):
-        loss = divergence(target, task.outputs(ids), task.has_logits) * (len(ids) / rows)
-        loss.backward()
-        total += float(loss.detach())
-    return total
+        yield divergence(target, task.outputs(ids), task.has_logits) * (len(ids) / rows)

@@ -25,6 +25,7 @@ from kinfold.pack.files import collect
 from kinfold.pack.format import pack_bytes, seal, write_pack
 from kinfold.pack.manifest import Manifest, Source, Unit
 from kinfold.pack.plan import Importances, Job, plan
+from kinfold.pack.search import smallest
 from kinfold.pack.source import Sources
 from kinfold.pack.spool import Spool
 from kinfold.pack.units import drafts
@@ -85,8 +86,11 @@ def pack(
         out: the pack to write; `.kin.safetensors` is the usual ending.
         codec: `exact`, or a lossy codec by name (`kinfold.codec.names()`).
         options: of the codec, as its config class lists them.
-        budget: bytes of the whole file: `4MB`, `1/100` of the reference size, or `rank:4`; `exact` has none.
-        calibration: rows that let a score weigh errors by what they do to the outputs.
+        budget: bytes of the whole file: `4MB`, `1/100` of the reference size, `rank:4`, or `exact`; or
+            `gain=0.98`, the fewest bytes that recover this share of the divergence between base and variant
+            on the calibration rows.
+        calibration: rows that let a codec weigh errors by what they do to the outputs; `fold` chooses its
+            codes again so that the model answers them as the variant does.
         seed: for every random choice; recorded in the pack.
         overwrite: replace an existing `out`.
         dry_run: plan only, write nothing.
@@ -130,12 +134,16 @@ def pack(
     )
     matrices = [draft for draft in drafted if draft.matrix]
     with calibrated(sources, matrices, lossy, target, calibration, seed) as guide:
+
+        def planned(aim: Budget | None, spare: int = 0) -> tuple[list[Job], int]:
+            return plan(sources, drafted, guide.codec, aim, manifest, len(blob), guide.importance, spare=spare)
+
+        if target and target.kind == "gain" and guide.left:
+            target = smallest(target, manifest.reference_bytes, planned, guide.left)
         limit = target.file_bytes(manifest.reference_bytes) if target else None
         spare = 0
         while True:
-            jobs, bound = plan(
-                sources, drafted, guide.codec, target, manifest, len(blob), guide.importance, spare=spare
-            )
+            jobs, bound = planned(target, spare)
             if dry_run:
                 return _report(out, manifest.model_copy(update={"units": _planned(jobs)}), sources, bound)
             jobs = guide.improve(jobs)
@@ -170,7 +178,7 @@ def _checked(
     calibration: Calibration | None,
 ) -> tuple[Codec | None, Budget | None]:
     """The lossy codec and its budget; neither for `exact`."""
-    if codec == "exact":
+    if codec == "exact" or str(budget).strip() == "exact":
         if options:
             raise CodecError(f"`exact` has no options, got {', '.join(options)}")
         return None, None
@@ -179,6 +187,11 @@ def _checked(
     if target.kind == "rank" and lossy.name not in ("osd", "truncsvd"):
         raise BudgetError(
             f"`{target.text}` is a budget for osd and truncsvd, not for `{lossy.name}`", hint="--budget 1/100"
+        )
+    if target.kind == "gain" and calibration is None:
+        raise BudgetError(
+            f"`{target.text}` is measured on rows, and there are none",
+            hint="pass --calibrate FILE.jsonl, or --budget 1/100",
         )
     if lossy.needs_importance and calibration is None:
         raise CodecError(
