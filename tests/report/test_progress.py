@@ -37,17 +37,36 @@ def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_shows_bytes_saved_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    stand_in = Terminal()
+    monkeypatch.setattr(sys, "stderr", stand_in)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
+    return stand_in
+
+
+def test_progress_shows_bytes_saved_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
     with progress("encode", 2_000_000) as advance:
         advance(1_000_000, 100_000)
         advance(1_000_000, 100_000)
     assert "encode" in terminal.getvalue()
     assert "1.8 MB saved" in terminal.getvalue()
+
+
+def test_only_the_outermost_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress("compare", 10) as outer:
+        with progress("encode", 5) as inner:
+            inner(5)
+        outer(10)
+    assert "compare" in terminal.getvalue()
+    assert "encode" not in terminal.getvalue()
+    with progress("encode", 5) as advance:
+        advance(5)
+    assert "encode" in terminal.getvalue()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
+
+_shown: ContextVar[bool] = ContextVar("shown", default=False)
 
 
 class Advance(Protocol):
@@ -16,8 +19,11 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Advance]:
-    """Yield a function that moves the bar by some bytes of `total`; nothing is shown off a terminal."""
-    if not sys.stderr.isatty():
+    """Yield a function that moves the bar by some bytes of `total`; nothing is shown off a terminal.
+
+    Work inside other work is silent: only the outermost bar is shown, the one that knows the whole.
+    """
+    if _shown.get() or not sys.stderr.isatty():
         yield lambda done, coded=0: None
         return
     from rich.console import Console
@@ -30,7 +36,7 @@ def progress(label: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[saved]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _claimed(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, saved="")
         saved = 0
 
@@ -40,6 +46,15 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             bar.update(task, advance=done, saved=f"{size(saved)} saved" if saved else "")
 
         yield advance
+
+
+@contextmanager
+def _claimed() -> Iterator[None]:
+    token = _shown.set(True)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
 
 def size(count: float) -> str:
