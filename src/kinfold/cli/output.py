@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from kinfold.errors import KinfoldError
@@ -80,6 +81,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
         grid.add_column(column, justify="left" if number < left else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
+    grid.width = Measurement.get(out, out.options.update(max_width=1 << 20), grid).maximum  # no figure is cut off
     out.print(grid, soft_wrap=False, crop=False)
 
 
