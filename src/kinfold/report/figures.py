@@ -13,11 +13,21 @@ _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKS = "osD^vPX*"
 
 
-def _pyplot() -> Any:
+def require_matplotlib() -> Any:
+    """The module.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as cause:
         raise MissingExtraError("matplotlib", "report") from cause
+    return matplotlib
+
+
+def _pyplot() -> Any:
+    matplotlib = require_matplotlib()
     matplotlib.use("svg")
     matplotlib.rcParams.update(
         {
@@ -50,8 +60,9 @@ def curves(
     y: str,
     levels: Mapping[str, float] | None = None,
     floor: float | None = None,
+    log: bool = False,
 ) -> str:
-    """Lines over a logarithmic x axis of bytes, as SVG.
+    """Lines over a logarithmic x axis of bytes, each named at its right end, as SVG.
 
     Args:
         series: (bytes, quality) points by name.
@@ -59,16 +70,24 @@ def curves(
         y: label of the axis.
         levels: qualities to mark with dashed lines, by name, such as the uncompressed model's.
         floor: the lowest quality shown; None shows all.
+        log: the y axis is logarithmic too; points at 0 are left out, a level at 0 is named at the foot.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
+    axes.set_xscale("log")
+    axes.set_yscale("log" if log else "linear")
+    ends = []
     for number, (name, points) in enumerate(series.items()):
+        points = [point for point in points if not log or point[1] > 0]
         if points:
             where, value = zip(*sorted(points), strict=True)
             colour, mark = _COLOURS[number % 8], _MARKS[number % 8]
-            axes.plot(where, value, marker=mark, color=colour, label=name, markersize=5, linewidth=1.6)
-    axes.set_xscale("log")
+            axes.plot(where, value, marker=mark, color=colour, markersize=5, linewidth=1.6)
+            ends.append((name, where[-1], value[-1], colour))
     for name, level in (levels or {}).items():
+        if log and level <= 0:
+            axes.annotate(f"{name}: 0", (0.005, 0.01), xycoords="axes fraction", va="bottom", fontsize=8, color="0.35")
+            continue
         axes.axhline(level, color="0.4", linestyle="--", linewidth=1)
         axes.annotate(name, (0.005, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="0.35")
     axes.margins(y=0.12)
@@ -77,8 +96,53 @@ def curves(
     _byte_ticks(axes)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _name_ends(axes, ends)
     return _svg(pyplot, figure)
+
+
+def _name_ends(axes: Any, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write each (name, x, y, colour) beside the axes at the height of its point, or as near as there is room."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = sorted(ends, key=lambda end: end[2])
+    points = [to_axes.transform(end[1:3]) for end in ends]
+    heights = [min(max(float(y), 0.0), 1.0) for _, y in points]
+    places = spread(heights, 0.06)
+    for (name, _, _, colour), (x, _), height, place in zip(ends, points, heights, places, strict=True):
+        axes.annotate(
+            name,
+            xy=(x, height),
+            xycoords="axes fraction",
+            xytext=(1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "linestyle": ":",
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 4,
+            },
+        )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The nearest places, in the squared sense, that keep their rising order and are `gap` apart.
+
+    Isotonic regression of `places[i] - i gap` by pooling neighbours that are out of order.
+    """
+    pools: list[tuple[float, int]] = []  # mean, count
+    for number, place in enumerate(places):
+        pools.append((place - number * gap, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    means = [mean for mean, count in pools for _ in range(count)]
+    return [mean + number * gap for number, mean in enumerate(means)]
 
 
 def _byte_ticks(axes: Any) -> None:
