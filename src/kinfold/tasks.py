@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +129,15 @@ class Task:
             if any((Path(directory) / name).exists() for name in TOKENIZER_FILES):  # else some get an empty one
                 with suppress(Exception):
                     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        head = None
-        own = dict(model.named_parameters())
-        if {"head.weight", "head.bias"} <= checkpoint.tensors.keys() and "head.weight" not in own:
-            head = checkpoint.read("head.weight").float(), checkpoint.read("head.bias").float()
-        return cls(model, tokenizer, head)
+        return cls(model, tokenizer, _head_beside(model, checkpoint.tensors.keys(), checkpoint.read))
+
+    def rebuilt(self, tensors: Mapping[str, torch.Tensor]) -> Task:
+        """The same task on other weights: `tensors` by their names in a checkpoint, in any dtype."""
+        with quiet_transformers():
+            model = type(self.model).from_pretrained(
+                None, config=self.model.config, state_dict=dict(tensors), dtype=torch.float32
+            )
+        return Task(model.eval(), self.tokenizer, _head_beside(model, tensors.keys(), tensors.__getitem__))
 
     def output(self, row: Row) -> torch.Tensor:
         """(classes,) of a classifier, (tokens - 1, vocabulary) of a causal LM, (hidden,) of an encoder."""
@@ -201,6 +205,15 @@ class Task:
                 raise CheckpointError(f"`{name}` is no parameter of {type(self.model).__name__}")
             found[name] = match
         return found
+
+
+def _head_beside(
+    model: Any, names: Collection[str], read: Callable[[str], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The linear head that a checkpoint keeps beside a model which knows none of that name."""
+    if not {"head.weight", "head.bias"} <= set(names) or "head.weight" in dict(model.named_parameters()):
+        return None
+    return read("head.weight").float(), read("head.bias").float()
 
 
 def divergence(target: torch.Tensor, output: torch.Tensor, has_logits: bool) -> torch.Tensor:

@@ -120,11 +120,7 @@ def load(pack: str | Path, base: str | Path, *, force: bool = False, dtype: torc
     opened, checkpoint = PackFile.open(pack), Checkpoint.open(base)
     check_base(opened, checkpoint, force)
     manifest = opened.manifest
-    specs = tensor_specs(manifest, checkpoint)
-
-    state = {name: torch.empty(shape, dtype=DTYPES[kind]) for name, (kind, shape) in specs.items()}
-    for piece, tensor in tensors(opened, checkpoint):
-        state[piece.name][slice(*piece.rows) if piece.rows else ...] = tensor
+    state = weights(opened, checkpoint)
     files = unpack(manifest.files, opened.entry(FILES) if FILES in opened.entries else b"", checkpoint.directory)
     with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, quiet_transformers():
         for path, data in files.items():
@@ -134,6 +130,15 @@ def load(pack: str | Path, base: str | Path, *, force: bool = False, dtype: torc
         floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
         model = model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype or floating)
     return model.eval()
+
+
+def weights(opened: PackFile, base: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor of the variant by name, in its dtype, all in memory; the base is taken as checked."""
+    specs = tensor_specs(opened.manifest, base)
+    state = {name: torch.empty(shape, dtype=DTYPES[kind]) for name, (kind, shape) in specs.items()}
+    for piece, tensor in tensors(opened, base):
+        state[piece.name][slice(*piece.rows) if piece.rows else ...] = tensor
+    return state
 
 
 def tensor_specs(manifest: Manifest, base: Checkpoint) -> dict[str, tuple[str, tuple[int, ...]]]:
