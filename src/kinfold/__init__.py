@@ -2,6 +2,7 @@
 
 from kinfold._version import __version__
 from kinfold.budget import Calibration
+from kinfold.compare import compare
 from kinfold.errors import KinfoldError
 from kinfold.pack import diff, inspect, load, pack, restore, verify
 
@@ -9,6 +10,7 @@ __all__ = [
     "Calibration",
     "KinfoldError",
     "__version__",
+    "compare",
     "diff",
     "inspect",
     "load",

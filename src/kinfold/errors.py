@@ -7,6 +7,7 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── BudgetError             the budget is malformed, or too small for what must be stored
 ├── CodecError              a codec cannot code this tensor, or an option is not its own
 ├── CalibrationError        calibration rows or the model that reads them are at fault
+├── MetricError             the user's own metric cannot be found, fails, or gives no number
 ├── DataError               a package or data set cannot be fetched or fails its checksum
 ├── OutputError             the output exists, or the disk cannot take it
 └── MissingExtraError       an optional dependency is not installed
@@ -58,6 +59,10 @@ class CodecError(KinfoldError):
 
 class CalibrationError(KinfoldError):
     """Calibration rows, or the model that must read them, are at fault."""
+
+
+class MetricError(KinfoldError):
+    """The user's own metric cannot be found, fails, or gives no finite number."""
 
 
 class DataError(KinfoldError):

@@ -129,7 +129,7 @@ def test_main_exits_with_the_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 1
 
 
-@pytest.mark.parametrize("command", ["pack", "inspect", "restore", "verify", "diff", "demo"])
+@pytest.mark.parametrize("command", ["pack", "inspect", "restore", "verify", "diff", "compare", "demo"])
 def test_help_describes_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(app, [command, "--help"])
     assert f"kinfold {command}" in capsys.readouterr().out

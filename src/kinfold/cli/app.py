@@ -1,8 +1,10 @@
-"""The commands on packs: pack, inspect, restore, verify, diff, demo."""
+"""The commands on packs: pack, inspect, restore, verify, diff, compare, demo."""
 
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,6 +213,74 @@ def diff(base: Path, variant: Path, *, limit: int = 20, format: AsFormat = "huma
     report = kinfold.diff(base, variant)
 
     emit(report, format, lambda: show.differences(report, limit))
+
+
+@app.command
+def compare(
+    base: Path,
+    variant: Path,
+    *,
+    budgets: str = "1/16,1/64,1/256",
+    codecs: str | None = None,
+    calibration: Path | None = None,
+    rows: Path | None = None,
+    metric: str | None = None,
+    figure: Path | None = None,
+    report: Path | None = None,
+    seed: int = 0,
+    format: AsFormat = "human",
+) -> None:
+    """Set every codec at equal bytes, and show what is left of a fine-tune.
+
+    Example: kinfold compare BASE VARIANT --budgets 1/16,1/64 --metric package.module:accuracy
+
+    Parameters
+    ----------
+    base
+        Model directory of the base.
+    variant
+        Model directory of the fine-tune.
+    budgets
+        Of the whole file, with commas: sizes (4MB) or fractions of the reference size (1/64).
+    codecs
+        With commas; options follow after colons: osd,dare:value_bits=1. All that ship where not given.
+    calibration
+        JSONL of texts or input_ids, for scores that weigh errors by what they do to the outputs.
+    rows
+        JSONL of texts or input_ids on which outputs are compared; random tokens where not given.
+    metric
+        MODULE:FUNCTION of yours that takes a model directory and returns a number, higher is better.
+    figure
+        Write an SVG figure to this path.
+    report
+        Write an HTML report to this path.
+    seed
+        Of the packs and the random tokens.
+    format
+        human or json.
+    """
+    import kinfold
+    from kinfold.report import comparison
+
+    comparison.check_outputs(figure, report)
+    sys.path.insert(0, "")  # a metric may lie in the current folder
+    with redirect_stdout(sys.stderr):  # whatever the metric prints is no data
+        found = kinfold.compare(
+            base,
+            variant,
+            budgets=budgets,
+            codecs=codecs,
+            calibration=kinfold.Calibration.read(calibration) if calibration else None,
+            rows=rows,
+            metric=metric,
+            seed=seed,
+        )
+    if figure is not None:
+        comparison.write_comparison_figure(figure, found)
+    if report is not None:
+        comparison.write_comparison_report(report, found)
+
+    emit(found, format, lambda: show.compared(found, [path for path in (figure, report) if path is not None]))
 
 
 @app.command

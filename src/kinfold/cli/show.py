@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kinfold.cli.output import facts, out, say_error, say_hint, table
+from kinfold.report.comparison import measured, table_cells
 from kinfold.report.progress import size
 
 
@@ -105,6 +107,32 @@ def differences(report: Any, limit: int) -> None:
     more = len(report.rows) - limit
     rest = f", {more} more differ (--limit {len(report.rows)})" if more > 0 else ""
     out.print(f"{report.equal} tensors are equal{rest}")
+
+
+def compared(report: Any, written: Sequence[Path]) -> None:
+    """A `Comparison`, and the files that show it."""
+    about = f"{size(report.variant_bytes)}; its changed weights take {size(report.reference_bytes)} at 16 bits"
+    pairs = [("variant", f"{report.variant}, {about}"), ("shown", f"{measured(report)}, and bytes of the whole file")]
+    if report.metric:
+        scores = [level.score for level in (report.uncompressed, report.bare)]
+        pairs.append(("metric", f"{report.metric}: {scores[0]:.4g} by the variant, {scores[1]:.4g} by the bare base"))
+    if report.inputs:
+        pairs.append(("asked", report.inputs))
+    facts([*pairs, *(("note", note) for note in report.notes)])
+    out.print()
+    table(*table_cells(report))
+    out.print("* best at this budget", style="dim")
+    if written:
+        say_hint(f"open {' '.join(map(str, written))}")
+        return
+    ranked = [report.best(budget) for budget in reversed(report.budgets)]
+    best = next((cells[0] for cells in ranked if cells), None)
+    if best is not None:
+        codec, *options = best.codec.split(":")
+        chosen = "".join(f" --option {option}" for option in options)
+        budget = "" if codec == "exact" else f" --budget {best.budget}"
+        name = f"{Path(report.variant).name}.kin.safetensors"
+        say_hint(f"kinfold pack {report.base} {report.variant} -o {name} --codec {codec}{chosen}{budget}")
 
 
 def _figure(value: float | None, digits: int = 3) -> str:

@@ -38,6 +38,19 @@ th:first-child, td:first-child { text-align: left } th { font-weight: 600 }
 """
 
 
+def require_jinja2() -> Any:
+    """The module.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as cause:
+        raise MissingExtraError("jinja2", "report") from cause
+    return jinja2
+
+
 def write_page(path: Path, title: str, lead: str, parts: Sequence[dict[str, Any]]) -> None:
     """Write a page of parts, each with `heading` and any of `note`, `svg`, `columns` and `rows`.
 
@@ -45,11 +58,7 @@ def write_page(path: Path, title: str, lead: str, parts: Sequence[dict[str, Any]
         MissingExtraError: jinja2 is not installed.
         OutputError: the disk cannot take it.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError as cause:
-        raise MissingExtraError("jinja2", "report") from cause
-    template = Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
+    template = require_jinja2().Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(template.render(title=title, lead=lead, parts=parts), "utf-8")
 
