@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ def texts(count: int, seed: int) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def base(bert_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import shutil
-
     folder = tmp_path_factory.mktemp("demo") / "base"
     shutil.copytree(bert_pair.base, folder)
     tokenizer(folder)
@@ -77,6 +76,26 @@ def test_mistakes(base: Path, tmp_path: Path) -> None:
         train.accuracy(base, texts(20, 0), head=tmp_path)
     with pytest.raises(DataError, match="2 classes"):
         train.accuracy(base, texts(20, 0), head=tmp_path, labels=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("task", ["movie", "tweets"])
+def test_metrics_score_a_directory_on_the_demos_rows(
+    task: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head whose bias alone decides: the accuracy is the share of its class among the 400 drawn rows."""
+
+    class Fake:
+        def rows(self) -> Rows:
+            return Rows([], texts(500, 4))
+
+    monkeypatch.setattr(run, "TASKS", {task: Fake()})
+    folder = tmp_path / "restored"  # no record lies beside it, as none does beside a restored directory
+    shutil.copytree(base, folder)
+    head = {"head.weight": torch.zeros(2, 32), "head.bias": torch.tensor([0.0, 1.0])}
+    save_file(load_file(base / "model.safetensors") | head, folder / "model.safetensors", {"format": "pt"})
+    drawn = random.Random(1).sample(texts(500, 4), 400)
+    found = getattr(run, f"{task}_accuracy")(folder)
+    assert found == sum(label == "late" for _, label in drawn) / 400
 
 
 def test_demo_measures_every_pack(

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kinfold.demo.sources import base_model
-from kinfold.demo.texts import TASKS, Row
+from kinfold.demo.texts import TASKS, Row, Rows
 from kinfold.demo.train import accuracy, train
 from kinfold.pack import inspect, pack, restore
 from kinfold.report.html import write_demo_report, write_pack_report
@@ -74,7 +74,7 @@ def demo(output: Path) -> DemoReport:
     base = output / "base"  # a copy beside the variants, so that the guide's commands find it
     shutil.copytree(base_model(), base, dirs_exist_ok=True)
     rows = {name: TASKS[name].rows() for name in DEMO_TASKS}
-    tests = {name: random.Random(1).sample(r.test, TEST_ROWS) for name, r in rows.items()}
+    tests = {name: _sample(r) for name, r in rows.items()}
     with _one_thread_each(), ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         say(f"fine-tuning {' and '.join(DEMO_TASKS)} for {STEPS} steps each, a minute or two")
         trained = {pool.submit(_train, base, rows[n].train, output / n, tests[n]): n for n in DEMO_TASKS}
@@ -94,6 +94,34 @@ def demo(output: Path) -> DemoReport:
         output / "pack.html", inspect(output / f"{DEMO_TASKS[0]}-osd-{BUDGETS[-1].replace('/', '_')}.kin.safetensors")
     )
     return DemoReport(tasks, found, str(report))
+
+
+def movie_accuracy(directory: Path) -> float:
+    """Share of the demo's film reviews that a model directory with the movie head gets right, 0 to 1.
+
+    Raises:
+        DataError: the reviews cannot be fetched, or the directory has no such head.
+    """
+    return _task_accuracy("movie", directory)
+
+
+def tweets_accuracy(directory: Path) -> float:
+    """Share of the demo's tweets that a model directory with the tweets head gets right, 0 to 1.
+
+    Raises:
+        DataError: the tweets cannot be fetched, or the directory has no such head.
+    """
+    return _task_accuracy("tweets", directory)
+
+
+def _task_accuracy(task: str, directory: Path) -> float:
+    test = _sample(TASKS[task].rows())
+    return accuracy(directory, test, labels=sorted({label for _, label in test}))
+
+
+def _sample(rows: Rows) -> list[Row]:
+    """The test rows that the demo scores on."""
+    return random.Random(1).sample(rows.test, TEST_ROWS)
 
 
 @contextmanager
