@@ -131,8 +131,9 @@ def test_a_model_that_transformers_does_not_know_needs_a_metric(pair: Pair, tmp_
     with pytest.raises(CheckpointError, match="transformers cannot load") as error:
         kinfold.compare(*pair, budgets="12kB", codecs="osd")
     assert "--metric" in error.value.hint
-    found = kinfold.compare(*pair, budgets="12kB", codecs="osd", metric=lambda d: -distance(d, pair.variant))
+    found = kinfold.compare(*pair, budgets="12kB,1/256", codecs="osd", metric=lambda d: -distance(d, pair.variant))
     assert found.measure == "gain"
+    assert cell(found, "osd", "1/256").quality is None
     assert found.divergence_unit is None
     assert found.bare.divergence is None
     assert "outputs were not compared" in found.notes[0]
