@@ -42,46 +42,54 @@ class Setting:
 def measure(member: Member, setting: Setting, budget: str, seed: int) -> dict[str, Any]:
     """Pack, restore and score one variant; `bytes` is None where the codec cannot meet the budget."""
     point = {"task": member.task, "seed": seed, "label": setting.label, "budget": budget}
-    calibration = None
-    if setting.rows:  # unlabelled rows that are not the scored ones
-        texts = [{"text": text} for text, _ in member.calibration[: setting.rows]]
-        calibration = kinfold.Calibration(texts)
+    rows = [{"text": text} for text, _ in member.calibration[: setting.rows]]
     with tempfile.TemporaryDirectory() as folder:
-        out, back = Path(folder) / "pack.kin.safetensors", Path(folder) / member.task
-        started = time.perf_counter()
+        back = Path(folder) / member.task
         try:
-            report = kinfold.pack(
-                member.base,
-                member.directory,
-                out,
-                codec=_codec(member, setting, calibration),
-                options=setting.options,
-                budget=budget,
-                calibration=calibration,
-            )
+            point |= round_trip(member.base, member.directory, setting, budget, rows, back)
         except BudgetError as error:
             return point | {"bytes": None, "least_bytes": error.least_bytes}
-        packed = time.perf_counter()
-        kinfold.restore(out, member.base, back)
-        restored = time.perf_counter()
         score = accuracy(back, member.test, labels=member.labels)
-    return point | {
+    return point | {"accuracy": score, "gain": (score - member.zero_delta) / (member.after - member.zero_delta)}
+
+
+def round_trip(
+    base: Path, variant: Path, setting: Setting, budget: str, rows: list[dict[str, Any]], back: Path
+) -> dict[str, Any]:
+    """Pack `variant` and restore it as `back`: bytes and wall seconds. `rows` calibrate, if there are any.
+
+    Raises:
+        BudgetError: the codec cannot meet the budget.
+    """
+    pack = back.with_name("pack.kin.safetensors")
+    calibration = kinfold.Calibration(rows) if rows else None
+    started = time.perf_counter()
+    report = kinfold.pack(
+        base,
+        variant,
+        pack,
+        codec=_codec(base, variant, setting, calibration),
+        options=setting.options,
+        budget=budget,
+        calibration=calibration,
+    )
+    packed = time.perf_counter()
+    kinfold.restore(pack, base, back)
+    return {
         "bytes": report.file_bytes,
         "reference_bytes": report.reference_bytes,
         "bits_per_weight": report.bits_per_weight,
         "error": report.error,
-        "accuracy": score,
-        "gain": (score - member.zero_delta) / (member.after - member.zero_delta),
         "pack_seconds": packed - started,
-        "restore_seconds": restored - packed,
+        "restore_seconds": time.perf_counter() - packed,
     }
 
 
-def _codec(member: Member, setting: Setting, calibration: kinfold.Calibration | None) -> Codec | str:
+def _codec(base: Path, variant: Path, setting: Setting, calibration: kinfold.Calibration | None) -> Codec | str:
     module, colon, function = setting.codec.partition(":")
     if not colon:
         return setting.codec
-    return getattr(import_module(module), function)(member.base, member.directory, calibration)
+    return getattr(import_module(module), function)(base, variant, calibration)
 
 
 def run_grid(
