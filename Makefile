@@ -31,6 +31,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/fleet.py --seed 0
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/osd.py
+	$(BIN)/python benchmarks/lm_fleet.py
+	$(BIN)/python benchmarks/lm.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
 
