@@ -1,7 +1,7 @@
 """Recovered loss of a causal LM's fine-tunes, every codec at equal whole-file bytes.
 
     python benchmarks/lm_fleet.py            # once: trains the two variants
-    python benchmarks/lm.py                  # hours on one core; results/lm.json and lm.svg
+    python benchmarks/lm.py                  # 56 points, 40 CPU seconds or more each; results/lm.json and lm.svg
 
 Gain is (loss of the base - loss of the restored variant) / (loss of the base - the variant's own), all in nats
 a token on the same held-out windows: 1 is the uncompressed variant, 0 the bare base. A budget is a fraction of

@@ -1,9 +1,11 @@
 """Two fine-tunes of a causal LM, one on fairy tales and one on dictionary glosses, cached outside the repository.
 
-    python benchmarks/lm_fleet.py            # about 8 CPU minutes each on one thread; finished ones are skipped
+    python benchmarks/lm_fleet.py            # about 6 CPU minutes each on one thread; finished ones are skipped
 
-The base is SmolLM2-135M-Instruct in bfloat16, read once out of a 4-bit GGUF file: its values lie on a grid of
-16 levels a block of 32, so the base itself is unusually compressible. The deltas are ordinary.
+The base is SmolLM2-135M-Instruct (Apache-2.0) in bfloat16, read once out of a 4-bit GGUF file: its values lie
+on a grid of 16 levels a block of 32, so the base itself is unusually compressible. The deltas are ordinary: 0.6 %
+of the base's norm, in bfloat16 as such models are, so that the rounding leaves 3 of 10 values as they were.
+The tales come out of an AGPL-3.0 package, the glosses under WordNet's own permissive licence; neither is shipped.
 """
 
 import hashlib
