@@ -28,15 +28,14 @@ from kinfold.errors import BudgetError, KinfoldError
 from kinfold.report.figures import curves
 from lm_fleet import LmMember, lm_fleet, mean_loss
 
-BUDGETS = ["1/16", "1/64", "1/100", "1/400"]
+BUDGETS = ["1/100", "1/400"]
 SETTINGS = [
-    Setting("truncsvd fp16", "truncsvd"),
-    Setting("truncsvd int4", "truncsvd", {"value_bits": 4}),
-    Setting("osd", "osd"),
-    Setting("bitdelta", "bitdelta"),
-    Setting("dare 4 bit", "dare"),
+    Setting("fold", "fold"),
     Setting("dare 1 bit", "dare", {"value_bits": 1}),
-    Setting("magnitude", "magnitude"),
+    Setting("dare 4 bit", "dare"),
+    Setting("truncsvd int4", "truncsvd", {"value_bits": 4}),
+    Setting("truncsvd fp16", "truncsvd"),
+    Setting("osd", "osd"),
 ]
 Point = dict[str, Any]
 

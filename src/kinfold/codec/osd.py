@@ -145,7 +145,7 @@ class Osd(Codec):
         if self.needs_importance and importance is None:
             raise CodecError(
                 f"score={self.config.score} needs calibration",
-                hint="pass --calibration FILE.jsonl, or --option score=frob",
+                hint="pass --calibrate FILE.jsonl, or --option score=frob",
             )
 
     def _wanted_rank(self, shape: Sequence[int], bits: int) -> int:

@@ -68,7 +68,7 @@ class Setting:
         except CodecError as cause:
             raise CodecError(str(cause), hint=cause.hint.replace("--codec ", "--codecs ")) from cause
         if codec.needs_importance and not calibrated:
-            raise CodecError(f"`{text}` needs calibration", hint="--calibration FILE.jsonl")
+            raise CodecError(f"`{text}` needs calibration", hint="--calibrate FILE.jsonl")
         return cls(text, name, options)
 
 

@@ -196,7 +196,7 @@ def _checked(
     if lossy.needs_importance and calibration is None:
         raise CodecError(
             f"score={lossy.config.score} needs calibration",
-            hint="pass --calibration FILE.jsonl, or --option score=frob",
+            hint="pass --calibrate FILE.jsonl, or --option score=frob",
         )
     return lossy, target
 
