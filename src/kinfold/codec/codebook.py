@@ -18,7 +18,7 @@ from kinfold.codec.random import uniform_bits
 INDEX_BITS = 12  # of a codeword's index: 11 for the direction, 1 for its sign
 LENGTH = 1024  # entries of a codeword
 _DIRECTIONS = 1 << (INDEX_BITS - 1)
-_LEVELS = 127  # of a vector's entries: 127 * 127 * 1024 < 2^24, so float32 sums are exact in any order
+_LEVELS = 127  # of a vector's entries: 128 * 127 * 1024 < 2^24, so float32 sums are exact in any order
 _CHUNK = 1024  # vectors whose products are held at once: 8 MiB
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from kinfold.codec.entropy import decode_integers, encode_integers, entropy_bits
+from kinfold.errors import PackError
 
 CONTEXTS = 8  # classes of |u|: where a rounding is near its edge, other values are likely
 MAX_LEVEL = 2000  # of |q|, so that tables stay small
+TABLES = 64  # bytes that step and tables take even at a bit a weight; with less there is no room for integers
 _HEAD = 4  # bytes of the step
 _TRIES = 24
 
@@ -28,12 +30,16 @@ def field(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def encode(flat: np.ndarray, u: np.ndarray, budget_bytes: int) -> bytes:
-    """Code `flat` (float32) with dither `u` (same length) in at most `budget_bytes`: float32 step, integers."""
+    """Code `flat` (float32) with dither `u` (same length) in at most `budget_bytes`: float32 step, integers.
+
+    `budget_bytes` is at least `TABLES`.
+    """
     peak = float(np.abs(flat).max(initial=0.0))
     if peak == 0:
         return np.float32(0).tobytes()
     context = _contexts(u)
-    low, high = np.log2(peak / MAX_LEVEL), np.log2(peak) + 20.0
+    low = max(np.log2(peak / MAX_LEVEL), -126.0)  # a step is a normal float32
+    high = min(np.log2(peak) + 20.0, 127.0)
     best = b""
     for _ in range(_TRIES):  # bisect the step by the entropy, which is far quicker than to code
         middle = low if best == b"" and _ == 0 else (low + high) / 2
@@ -50,12 +56,19 @@ def encode(flat: np.ndarray, u: np.ndarray, budget_bytes: int) -> bytes:
 
 
 def decode(data: bytes | memoryview, u: np.ndarray) -> np.ndarray:
-    """What `encode` settled on, float32 of `u`'s length."""
-    step = np.frombuffer(data[:_HEAD], "<f4")[0]
+    """What `encode` settled on, float32 of `u`'s length.
+
+    Raises:
+        PackError: the bytes are no such code.
+    """
+    step = np.frombuffer(data[:_HEAD], "<f4")[0] if len(data) >= _HEAD else np.float32(-1)
+    if not 0 <= step < np.inf or (step == 0 and len(data) > _HEAD):
+        raise PackError(f"a step of {step} is impossible, or does not fit {len(data)} bytes")
     if step == 0:
         return np.zeros(u.size, np.float32)
     q = decode_integers(data[_HEAD:], _contexts(u), CONTEXTS)
-    return (np.where(u < 0, -q, q).astype(np.float32) - u) * step
+    with np.errstate(over="ignore"):  # a hostile step may overflow; the caller refuses infinity
+        return (np.where(u < 0, -q, q).astype(np.float32) - u) * step
 
 
 def _contexts(u: np.ndarray) -> np.ndarray:
