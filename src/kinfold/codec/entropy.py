@@ -12,13 +12,14 @@ from kinfold.errors import PackError
 
 _PEAK = 31 << 15  # a table's largest weight
 _MAX_LEVELS = 1 << 12
+_END = 1  # the coder's first state; a reader that does not come back to it was given too few words or too many
 
 
 def encode_integers(values: np.ndarray, context: np.ndarray, contexts: int) -> bytes:
     """Code `values` (int32, small) whose statistics depend on `context` (same length, below `contexts`).
 
     Layout: int16 lowest value, uint16 number of levels L, then L weights for each context, then 32-bit
-    words of the coder. A weight is one byte b: (16 + b % 16) 2^(b // 16), or 0 for b = 0. Nothing at all
+    words of the coder, which starts from the single word 1. A weight is one byte b: (16 + b % 16) 2^(b // 16), or 0 for b = 0. Nothing at all
     for no values.
     """
     if values.size == 0:
@@ -29,7 +30,7 @@ def encode_integers(values: np.ndarray, context: np.ndarray, contexts: int) -> b
         raise ValueError(f"{levels} levels; at most {_MAX_LEVELS} are coded")
     counts = np.bincount(context.astype(np.int64) * levels + (values - low), minlength=contexts * levels)
     tables = _tables(counts.reshape(contexts, levels))
-    coder = constriction.stream.stack.AnsCoder()  # type: ignore[attr-defined]
+    coder = constriction.stream.stack.AnsCoder(np.array([_END], np.uint32))  # type: ignore[attr-defined]
     for number in reversed(range(contexts)):  # a stack: what is pushed last is read first
         symbols = (values[context == number] - low).astype(np.int32)
         if symbols.size and np.count_nonzero(tables[number]) > 1:
@@ -56,8 +57,8 @@ def decode_integers(data: bytes | memoryview, context: np.ndarray, contexts: int
         raise PackError(f"a code of integers of {levels} levels does not fit {len(data)} bytes")
     tables = np.frombuffer(data[4:end], np.uint8).reshape(contexts, levels)
     words = np.frombuffer(data[end:], "<u4").astype(np.uint32)
-    if words.size and words[-1] == 0:
-        raise PackError("the coder's words end in zero")
+    if words.size == 0 or words[-1] == 0:
+        raise PackError("the coder's words are missing or end in zero")
     coder = constriction.stream.stack.AnsCoder(words)  # type: ignore[attr-defined]
     values = np.empty(context.size, np.int32)
     for number in range(contexts):
@@ -69,8 +70,8 @@ def decode_integers(data: bytes | memoryview, context: np.ndarray, contexts: int
             raise PackError("a context in use has an empty table")
         symbols = coder.decode(_model(tables[number]), count) if alive.size > 1 else np.zeros(count, np.int32)
         values[here] = alive[symbols] + low
-    if not coder.is_empty():
-        raise PackError("words are left after the last integer")
+    if coder.get_compressed().tolist() != [_END]:
+        raise PackError("the coder's words do not end with the last integer")
     return values
 
 
