@@ -17,7 +17,7 @@ from kinfold.errors import BudgetError, CodecError
 from kinfold.pack.format import entry_sizes, pack_bytes, short_hash
 from kinfold.pack.manifest import Manifest, Unit
 from kinfold.pack.source import Sources
-from kinfold.pack.units import FLOATS, Draft
+from kinfold.pack.units import FLOATS, Draft, is_matrix
 
 KEPT_SHARE = 20  # what is kept (norms, biases, heads) may take a twentieth of the file at full fidelity
 _WIDTHS = (8, 4)  # then these bits a value, in turn
@@ -135,7 +135,7 @@ def _settle(
 
 def _poisoned(sources: Sources, draft: Draft) -> bool:
     """Whether small tensors hold NaN or infinity and are kept exactly; a matrix that does is refused later."""
-    return len(draft.shape) == 1 and not bool(torch.isfinite(sources.delta(draft.pieces)).all())
+    return not is_matrix(draft.pieces[0]) and not bool(torch.isfinite(sources.delta(draft.pieces)).all())
 
 
 def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:

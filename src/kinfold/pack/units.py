@@ -57,7 +57,7 @@ def drafts(
         for piece in _pieces(pair, variant):
             if lossless or not _has_float_delta(piece, base):
                 kept.append(piece)
-            elif _is_matrix(piece):
+            elif is_matrix(piece):
                 matrices.append(piece)
             else:
                 (small if vectors else kept).append(piece)
@@ -83,7 +83,8 @@ def _has_float_delta(piece: Piece, base: Checkpoint) -> bool:
     return piece.base is not None and piece.dtype in FLOATS and base.tensors[piece.base].dtype in FLOATS
 
 
-def _is_matrix(piece: Piece) -> bool:
+def is_matrix(piece: Piece) -> bool:
+    """Whether its shape is that of a matrix large enough to be coded alone."""
     large = len(piece.part) > 1 and math.prod(piece.part) >= MIN_MATRIX
     return large and min(matrix_sides(piece.part)) > 1
 
