@@ -57,7 +57,7 @@ def pack(
     output
         The pack to write.
     codec
-        exact, osd, truncsvd, bitdelta, dare or magnitude.
+        fold, exact, osd, truncsvd, bitdelta, dare or magnitude.
     budget
         Of the whole file: a size (4MB), a fraction of the reference size (1/100), or rank:4.
     option

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from kinfold.codec.entropy import decode_integers, encode_integers, entropy_bits
-from kinfold.errors import PackError
+from kinfold.errors import BudgetError, PackError
 
 CONTEXTS = 8  # classes of |u|: where a rounding is near its edge, other values are likely
 MAX_LEVEL = 2000  # of |q|, so that tables stay small
@@ -40,19 +40,21 @@ def encode(flat: np.ndarray, u: np.ndarray, budget_bytes: int) -> bytes:
     context = _contexts(u)
     low = max(np.log2(peak / MAX_LEVEL), -126.0)  # a step is a normal float32
     high = min(np.log2(peak) + 20.0, 127.0)
-    best = b""
+    middle, best = low, None
     for _ in range(_TRIES):  # bisect the step by the entropy, which is far quicker than to code
-        middle = low if best == b"" and _ == 0 else (low + high) / 2
         step = np.float32(2.0**middle)
         q = _quantise(flat, u, step)
-        fits = _bytes(q, context) <= budget_bytes
-        if fits:
-            high, best = middle, step.astype("<f4").tobytes() + encode_integers(q, context, CONTEXTS)
+        if _bytes(q, context) <= budget_bytes:
+            high, best = middle, (step, q)
         else:
             low = middle
         if high - low < 1e-3 and best:
             break
-    return best
+        middle = (low + high) / 2
+    if best is None:
+        raise BudgetError(f"{budget_bytes} bytes do not hold the tables of {flat.size} dithered values")
+    step, q = best
+    return step.astype("<f4").tobytes() + encode_integers(q, context, CONTEXTS)
 
 
 def decode(data: bytes | memoryview, u: np.ndarray) -> np.ndarray:

@@ -19,8 +19,8 @@ def encode_integers(values: np.ndarray, context: np.ndarray, contexts: int) -> b
     """Code `values` (int32, small) whose statistics depend on `context` (same length, below `contexts`).
 
     Layout: int16 lowest value, uint16 number of levels L, then L weights for each context, then 32-bit
-    words of the coder, which starts from the single word 1. A weight is one byte b: (16 + b % 16) 2^(b // 16), or 0 for b = 0. Nothing at all
-    for no values.
+    words of the coder, which starts from the single word 1. A weight is one byte b: (16 + b % 16)
+    2^(b // 16), or 0 for b = 0. Nothing at all for no values.
     """
     if values.size == 0:
         return b""
