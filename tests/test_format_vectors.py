@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.fingerprint import specs_of
+from kinfold.codec import create
 from kinfold.codec.positions import encode_positions
 from kinfold.codec.random import tensor_seed, uniform_bits
 from kinfold.codec.values import encode_values
@@ -62,3 +63,11 @@ def test_values() -> None:
     by_hand = b"\x02" + np.array([0.375], "<f2").tobytes() + bytes([0b11_00_10_01])
     given = np.array([3.0, -1.0, 1.0, -3.0])
     assert encode_values(given, np.zeros(4, np.int64), 1, 2) == by_hand == bytes.fromhex(vector("values 3"))
+
+
+def test_fold() -> None:
+    """The encoder gives them; `tests/codec/test_fold.py` rebuilds what such bytes mean in numpy."""
+    delta, codec = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.25, -1.0]]), create("fold", {"shrink": 0})
+    for nbytes, start in ((6, "delta 1"), (70, "the same delta")):
+        payload = codec.encode(delta, budget_bits=8 * nbytes, seed=tensor_seed(0, "w"))
+        assert payload.data.hex() == vector(start)
