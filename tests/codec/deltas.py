@@ -11,6 +11,8 @@ from kinfold.codec import Codec, Importance, create
 
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"truncsvd-{w}": ("truncsvd", {"value_bits": w}) for w in (32, 16, 8, 4)},
+    "fold": ("fold", {}),
+    "fold-shrink": ("fold", {"shrink": 0.1}),
     "osd": ("osd", {}),
     **{f"osd-{w}": ("osd", {"value_bits": w}) for w in (32, 16, 8, 4, 3, 2)},
     "osd-c4": ("osd", {"extra_rank": 4}),

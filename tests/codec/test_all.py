@@ -99,7 +99,9 @@ def test_budget_is_used(setting: str, nbytes: int) -> None:
 
 EXACTLY = ("truncsvd-32", "truncsvd-16", "truncsvd-8", "truncsvd-4", "magnitude-16")
 # gradient scores minimise another error; `bitdelta` and `rtn` have one size (see their own tests)
-FALLING = [s for s in SETTINGS if s.startswith(("truncsvd", "osd", "magnitude")) and not make(s).needs_importance]
+FALLING = [
+    s for s in SETTINGS if s.startswith(("fold", "truncsvd", "osd", "magnitude")) and not make(s).needs_importance
+]
 
 
 @pytest.mark.parametrize("setting", FALLING)
@@ -146,7 +148,7 @@ def test_thin_and_tiny(setting: str, shape: tuple[int, ...]) -> None:
     assert torch.isfinite(restored).all()
     if setting in ("truncsvd-32", "osd-32", "osd-paper"):  # bits for everything
         assert relative_error(delta, restored) < 1e-6
-    if not setting.startswith("dare"):  # an estimate without bias may be far away
+    if not setting.startswith(("dare", "fold")):  # an estimate without bias may be far away
         assert relative_error(delta, restored) <= 1 + 1e-6
 
 
@@ -175,7 +177,7 @@ def test_special_deltas(setting: str, special: Callable[[], torch.Tensor]) -> No
     payload = encode(codec, delta, budget_for(codec, (40, 50), 6_000))
     restored = codec.decode(payload, (40, 50))
     assert torch.isfinite(restored).all()
-    if setting.startswith("dare"):
+    if setting.startswith(("dare", "fold")):
         return
     assert relative_error(delta, restored) <= 1 + 1e-6
     if special is rank_one and setting in LOW_RANK:
@@ -217,8 +219,9 @@ MODEL = [(160, 120), (96, 200), (64, 16, 3, 3), (200, 48), (24, 40)]
     ("setting", "option", "nbytes"),
     [
         *((f"truncsvd-{w}", {"allocation": a}, 24_000) for w in (32, 16, 4) for a in ("energy", "uniform")),
-        *((setting, {}, 24_000) for setting in ("osd-paper", "dare-16", "dare-4")),
-        *((setting, {}, 6_000) for setting in ("osd", "osd-paper", "osd-c4", "dare-4", "dare-1")),
+        *((setting, {}, 24_000) for setting in ("fold", "osd-paper", "dare-16", "dare-4")),
+        ("fold", {}, 1_500),
+        *((setting, {}, 6_000) for setting in ("fold", "osd", "osd-paper", "osd-c4", "dare-4", "dare-1")),
         *(("magnitude", {"scope": s}, 6_000) for s in ("model", "tensor")),
         *(("magnitude-16", {"scope": s}, 24_000) for s in ("model", "tensor")),
         *(("magnitude-4", {"scope": s}, 20_000) for s in ("model", "tensor")),

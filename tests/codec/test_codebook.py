@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from kinfold.codec.codebook import INDEX_BITS, LENGTH, choose, codewords, expand
 from kinfold.codec.codebook import _CHUNK as CHUNK
+from kinfold.codec.codebook import INDEX_BITS, LENGTH, choose, codewords, expand
 
 LOW = np.uint64(0xFFFFFFFF)
 

@@ -32,5 +32,5 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     base |= {"same": torch.ones(40)}
     variant |= {"same": torch.ones(40), "new": torch.arange(30), "twin": torch.arange(30)}
     paths = save(folder / "base", base), save(folder / "variant", variant, {"changed": True})
-    kinfold.pack(*paths, folder / "v.kin.safetensors", budget="1/3")
+    kinfold.pack(*paths, folder / "v.kin.safetensors", codec="osd", budget="1/3")
     return *paths, folder / "v.kin.safetensors"

@@ -134,7 +134,7 @@ def test_a_model_in_place_of_a_pack(pair: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("codec", ["osd", "truncsvd", "dare", "magnitude", "bitdelta"])
+@pytest.mark.parametrize("codec", ["fold", "osd", "truncsvd", "dare", "magnitude", "bitdelta"])
 def test_a_value_no_lossy_code_can_hold(tmp_path: Path, pair: Any, codec: str, value: str) -> None:
     tensors = perturbed(pico())
     tensors["layer.1.weight"][2, 2] = float(value)

@@ -41,8 +41,8 @@ def test_scores_of_the_loss(tmp_path: Path, llama_pair: Any, texts: Path, score:
     given: dict[str, Any] = {"options": {"score": score}, "budget": "rank:1", "calibration": calibration}
     outs = [tmp_path / name for name in ("one", "two", "plain")]
     for out in outs[:2]:
-        kinfold.pack(*llama_pair, out, **given)
-    kinfold.pack(*llama_pair, outs[2], budget="rank:1")
+        kinfold.pack(*llama_pair, out, codec="osd", **given)
+    kinfold.pack(*llama_pair, outs[2], codec="osd", budget="rank:1")
     assert outs[0].read_bytes() == outs[1].read_bytes()
     for row in kinfold.inspect(outs[0]).tensors:
         if row.codec == "osd":
@@ -62,9 +62,9 @@ def test_scores_of_the_loss(tmp_path: Path, llama_pair: Any, texts: Path, score:
 def test_a_whole_file_budget_with_calibration(tmp_path: Path, llama_pair: Any, texts: Path) -> None:
     out = tmp_path / "v"
     given = {"options": {"score": "fisher"}, "calibration": kinfold.Calibration.read(texts)}
-    kinfold.pack(*llama_pair, out, budget=20_000, **given)
+    kinfold.pack(*llama_pair, out, codec="osd", budget=20_000, **given)
     assert 0.97 * 20_000 <= out.stat().st_size <= 20_000
-    bound = kinfold.pack(*llama_pair, tmp_path / "dry", budget=20_000, dry_run=True, **given).file_bytes
+    bound = kinfold.pack(*llama_pair, tmp_path / "dry", codec="osd", budget=20_000, dry_run=True, **given).file_bytes
     assert out.stat().st_size <= bound <= 20_000
     assert beside(out) == ["v"]
 
@@ -79,7 +79,7 @@ def test_any_number_of_cores_gives_the_same_bytes(
         torch.set_num_threads(cores)
         try:
             given = {"options": {"score": "taylor"}, "calibration": kinfold.Calibration.read(texts)}
-            kinfold.pack(*llama_pair, tmp_path / f"{cores}", budget="rank:1", **given)
+            kinfold.pack(*llama_pair, tmp_path / f"{cores}", codec="osd", budget="rank:1", **given)
         finally:
             torch.set_num_threads(before)
         seen.add((tmp_path / f"{cores}").read_bytes())
@@ -98,7 +98,7 @@ def test_the_papers_extra_rank_is_the_one_of_least_divergence(tmp_path: Path, ll
     divergences = {}
     for c in (1, 2, 3, 4, 6, 8):
         options = {"layout": "paper", "extra_rank": c, "score": "mag"}
-        kinfold.pack(*llama_pair, tmp_path / f"{c}", options=options, budget="rank:1")
+        kinfold.pack(*llama_pair, tmp_path / f"{c}", codec="osd", options=options, budget="rank:1")
         model = kinfold.load(tmp_path / f"{c}", llama_pair.base)
         pairs = [(log_p(wanted, row), log_p(model, row)) for row in rows]
         divergences[c] = sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(rows)
@@ -106,7 +106,9 @@ def test_the_papers_extra_rank_is_the_one_of_least_divergence(tmp_path: Path, ll
     assert len(set(divergences.values())) > 1
     calibration = kinfold.Calibration.read(jsonl(tmp_path / "rows.jsonl", rows))
     options = {"layout": "paper", "score": "mag"}
-    kinfold.pack(*llama_pair, tmp_path / "chosen", options=options, budget="rank:1", calibration=calibration)
+    kinfold.pack(
+        *llama_pair, tmp_path / "chosen", codec="osd", options=options, budget="rank:1", calibration=calibration
+    )
     ranks = {row.rank for row in kinfold.inspect(tmp_path / "chosen").tensors if row.codec == "osd"}
     assert ranks == {1 + best}
 
@@ -119,6 +121,7 @@ def test_labels_of_the_data(tmp_path: Path, classifier_pair: Any) -> None:
         kinfold.pack(
             *classifier_pair,
             tmp_path / labels,
+            codec="osd",
             options={"score": "fisher"},
             budget="rank:1",
             calibration=kinfold.Calibration.read(path, labels),
@@ -130,6 +133,7 @@ def test_labels_of_the_data(tmp_path: Path, classifier_pair: Any) -> None:
         kinfold.pack(
             *classifier_pair,
             tmp_path / "v",
+            codec="osd",
             options={"score": "fisher"},
             budget="rank:1",
             calibration=kinfold.Calibration.read(bare, "data"),
@@ -141,7 +145,7 @@ def test_an_encoder_without_a_head(tmp_path: Path, bert_pair: Any) -> None:
     calibration = kinfold.Calibration(ids(2, 160))
     for out in ("one", "two"):
         given = {"options": {"score": "taylor"}, "calibration": calibration}
-        kinfold.pack(*bert_pair, tmp_path / out, budget="rank:1", **given)
+        kinfold.pack(*bert_pair, tmp_path / out, codec="osd", budget="rank:1", **given)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -157,6 +161,7 @@ def test_texts_without_a_tokenizer(tmp_path: Path, bert_pair: Any, texts: Path) 
         kinfold.pack(
             *bert_pair,
             tmp_path / "v",
+            codec="osd",
             options={"score": "fisher"},
             budget="rank:1",
             calibration=kinfold.Calibration.read(texts),
@@ -166,5 +171,5 @@ def test_texts_without_a_tokenizer(tmp_path: Path, bert_pair: Any, texts: Path) 
 
 def test_a_score_that_needs_rows_says_so(tmp_path: Path, llama_pair: Any) -> None:
     with pytest.raises(CodecError, match="score=taylor needs calibration") as caught:
-        kinfold.pack(*llama_pair, tmp_path / "v", options={"score": "taylor"})
+        kinfold.pack(*llama_pair, tmp_path / "v", codec="osd", options={"score": "taylor"})
     assert "--calibration FILE.jsonl" in caught.value.hint

@@ -26,7 +26,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     variant["twin"] = variant["layer.0.weight"].clone()
     del variant["gone"]
     paths = save(folder / "base", base), save(folder / "variant", variant)
-    kinfold.pack(*paths, folder / "v.kin.safetensors", budget="1/2", seed=5)
+    kinfold.pack(*paths, folder / "v.kin.safetensors", codec="osd", budget="1/2", seed=5)
     return *paths, folder / "v.kin.safetensors"
 
 

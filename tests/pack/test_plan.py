@@ -12,6 +12,7 @@ from kinfold.errors import BudgetError
 from models import beside, perturbed, pico, reference_bytes, save
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fold": ("fold", {}),
     "osd": ("osd", {}),
     "osd paper": ("osd", {"layout": "paper"}),
     "truncsvd": ("truncsvd", {}),
@@ -39,7 +40,7 @@ def test_the_whole_file_fits_and_fills_its_budget(
     assert beside(out) == ["v.kin.safetensors"]
 
 
-@pytest.mark.parametrize("codec", ["osd", "magnitude"])
+@pytest.mark.parametrize("codec", ["fold", "osd", "magnitude"])
 def test_budgets_that_rise_byte_by_byte_are_kept(tmp_path: Path, pair: Any, codec: str) -> None:
     """Neighbouring budgets: rounding to bytes, varints and digits must never spill over."""
     out = tmp_path / "v.kin.safetensors"

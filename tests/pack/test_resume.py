@@ -52,7 +52,7 @@ def killed(several: tuple[Path, Path], out: Path, codec: str) -> int:
     return journal.read_bytes().count(b"\n") - 1
 
 
-@pytest.mark.parametrize("codec", ["osd", "exact"])
+@pytest.mark.parametrize("codec", ["fold", "osd", "exact"])
 def test_a_killed_run_goes_on_to_the_same_bytes(
     tmp_path: Path, several: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:

@@ -16,6 +16,7 @@ from kinfold.errors import BudgetError, CodecError, OutputError
 from models import MIDDLING, beside, perturbed, pico, raw, reference_bytes, save
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fold": ("fold", {}),
     "osd": ("osd", {}),
     "osd paper": ("osd", {"layout": "paper"}),
     "truncsvd": ("truncsvd", {}),
@@ -67,7 +68,7 @@ def test_dry_run_bounds_the_real_size_and_writes_nothing(tmp_path: Path, pair: A
     assert out.stat().st_size <= planned.file_bytes <= reference_bytes(*pair) // 4
 
 
-@pytest.mark.parametrize("codec", ["osd", "truncsvd", "dare", "exact"])
+@pytest.mark.parametrize("codec", ["fold", "osd", "truncsvd", "dare", "exact"])
 def test_the_same_bytes_on_any_number_of_cores(
     tmp_path: Path, middling: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
@@ -128,9 +129,13 @@ def test_an_existing_pack_is_kept_unless_told(tmp_path: Path, pair: Any) -> None
     [
         ({"codec": "ods"}, "no codec is called `ods`", "--codec osd"),
         ({"codec": "exact", "options": {"score": "mag"}}, "`exact` has no options, got score", ""),
-        ({"options": {"scores": "mag"}}, "`osd` does not take scores='mag'", ""),
-        ({"options": {"score": "magic"}}, "`osd` does not take score='magic'", ""),
-        ({"options": {"score": "fisher"}}, "score=fisher needs calibration", "--calibration FILE.jsonl"),
+        ({"codec": "osd", "options": {"scores": "mag"}}, "`osd` does not take scores='mag'", ""),
+        ({"codec": "osd", "options": {"score": "magic"}}, "`osd` does not take score='magic'", ""),
+        (
+            {"codec": "osd", "options": {"score": "fisher"}},
+            "score=fisher needs calibration",
+            "--calibration FILE.jsonl",
+        ),
     ],
 )
 def test_a_codec_or_option_that_is_none(
