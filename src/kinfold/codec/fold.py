@@ -72,7 +72,7 @@ class Fold(Codec):
         params = {"r": live.size} if live.size < rows else {}
         room, entries = budget_bits // 8 - len(places), live.size * columns
         words = _words(seed, live, rows, columns)
-        if 8 * room > DITHER_RATE * entries:
+        if 8 * (room - dither.TABLES) > DITHER_RATE * entries:
             u = dither.field(*words).reshape(-1)
             part = _rows(matrix, live).reshape(-1).numpy()
             return Payload(places + dither.encode(part, u, room), params | {"d": 1}, seed)
@@ -118,9 +118,12 @@ class Fold(Codec):
         rows, columns = _sides(shape)
         live, data = _split(payload, rows)
         words = _words(payload.seed, live, rows, columns)
+        dithered = payload.params.get("d", 0)
+        if type(dithered) is not int or dithered not in (0, 1):
+            raise PackError(f"fold: a mode of {dithered!r} is impossible")
         if live.size == 0 or columns == 0:
             part = torch.zeros(live.size, columns)
-        elif "d" in payload.params:
+        elif dithered:
             part = torch.from_numpy(dither.decode(data, dither.field(*words).reshape(-1))).reshape(-1, columns)
         else:
             amplitude, index = _read_codebook(data, payload.params.get("g"), live.size * columns)
