@@ -92,7 +92,7 @@ def test_no_codec_fits(llama_pair: Pair, capsys: pytest.CaptureFixture[str]) -> 
         (["--metric", "my_metric:size_of"], 1, "--metric my_metric:size_of_config"),
         (["--metric", "nowhere_at_all:f"], 1, "cannot import"),
         (["--rows", "nowhere.jsonl"], 1, "cannot read `nowhere.jsonl`"),
-        (["--calibration", "nowhere.jsonl"], 1, "cannot read `nowhere.jsonl`"),
+        (["--calibrate", "nowhere.jsonl"], 1, "cannot read `nowhere.jsonl`"),
         (["--figure", "nowhere/f.svg"], 1, "mkdir -p nowhere"),
         (["--seed", "red"], 2, "kinfold --help"),
     ],

@@ -38,7 +38,7 @@ def test_fold_comes_first_where_it_is_installed(monkeypatch: pytest.MonkeyPatch)
         ("dare:bits=1", "its options are value_bits, keep", ""),
         ("dare:1", "KEY=VALUE", "--codecs osd,dare:value_bits=1"),
         ("exact:bits=1", "`exact` has no options", "--codecs exact"),
-        ("osd:score=fisher", "needs calibration", "--calibration FILE.jsonl"),
+        ("osd:score=fisher", "needs calibration", "--calibrate FILE.jsonl"),
         (" , ", "no codec is given", "--codecs osd,dare"),
         ([], "no codec is given", "--codecs osd,dare"),
     ],

@@ -172,4 +172,4 @@ def test_texts_without_a_tokenizer(tmp_path: Path, bert_pair: Any, texts: Path) 
 def test_a_score_that_needs_rows_says_so(tmp_path: Path, llama_pair: Any) -> None:
     with pytest.raises(CodecError, match="score=taylor needs calibration") as caught:
         kinfold.pack(*llama_pair, tmp_path / "v", codec="osd", options={"score": "taylor"})
-    assert "--calibration FILE.jsonl" in caught.value.hint
+    assert "--calibrate FILE.jsonl" in caught.value.hint

@@ -134,7 +134,7 @@ def test_an_existing_pack_is_kept_unless_told(tmp_path: Path, pair: Any) -> None
         (
             {"codec": "osd", "options": {"score": "fisher"}},
             "score=fisher needs calibration",
-            "--calibration FILE.jsonl",
+            "--calibrate FILE.jsonl",
         ),
     ],
 )

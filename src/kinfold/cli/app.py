@@ -37,7 +37,7 @@ def pack(
     codec: str = "fold",
     budget: str = "1/100",
     option: tuple[str, ...] = (),
-    calibration: Path | None = None,
+    calibrate: Path | None = None,
     labels: Literal["model", "data"] = "model",
     seed: int = 0,
     overwrite: Annotated[bool, Switch] = False,
@@ -59,11 +59,13 @@ def pack(
     codec
         fold, exact, osd, truncsvd, bitdelta, dare or magnitude.
     budget
-        Of the whole file: a size (4MB), a fraction of the reference size (1/100), or rank:4.
+        Of the whole file: a size (4MB), a fraction of the reference size (1/100), rank:4, or exact; or
+        gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
     option
         KEY=VALUE for the codec; may be repeated.
-    calibration
-        JSONL of texts or input_ids, for scores that weigh errors by what they do to the outputs.
+    calibrate
+        JSONL of texts or input_ids: fold chooses its codes so that the model answers them as the variant does;
+        osd weighs errors by what they do to the outputs.
     labels
         Whose answers Fisher information is taken at: drawn from the model, or the data's.
     seed
@@ -84,7 +86,7 @@ def pack(
         codec=codec,
         options=_options(option),
         budget=budget,
-        calibration=kinfold.Calibration.read(calibration, labels) if calibration else None,
+        calibration=kinfold.Calibration.read(calibrate, labels) if calibrate else None,
         seed=seed,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -222,7 +224,7 @@ def compare(
     *,
     budgets: str = "1/16,1/64,1/256",
     codecs: str | None = None,
-    calibration: Path | None = None,
+    calibrate: Path | None = None,
     rows: Path | None = None,
     metric: str | None = None,
     figure: Path | None = None,
@@ -244,7 +246,7 @@ def compare(
         Of the whole file, with commas: sizes (4MB) or fractions of the reference size (1/64).
     codecs
         With commas; options follow after colons: osd,dare:value_bits=1. All that ship where not given.
-    calibration
+    calibrate
         JSONL of texts or input_ids, for scores that weigh errors by what they do to the outputs.
     rows
         JSONL of texts or input_ids on which outputs are compared; random tokens where not given.
@@ -270,7 +272,7 @@ def compare(
             variant,
             budgets=budgets,
             codecs=codecs,
-            calibration=kinfold.Calibration.read(calibration) if calibration else None,
+            calibration=kinfold.Calibration.read(calibrate) if calibrate else None,
             rows=rows,
             metric=metric,
             seed=seed,
