@@ -24,7 +24,8 @@ def packed(report: Any, base: Path, dry_run: bool) -> None:
         ("tensors", counts),
     ]
     if report.error is not None:
-        pairs.append(("error", f"{report.error:.3g} of the delta's norm"))
+        noise = ": unbiased noise, which wide layers average out" if report.error > 1 else ""
+        pairs.append(("error", f"{report.error:.3g} of the delta's norm{noise}"))
     if report.unlike:
         pairs.append(("kept whole", f"{', '.join(report.unlike)}: the base's shape does not fit"))
     if report.left_out:

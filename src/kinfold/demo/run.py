@@ -21,7 +21,7 @@ from kinfold.pack import inspect, pack, restore
 from kinfold.report.html import write_demo_report, write_pack_report
 
 DEMO_TASKS = ("movie", "tweets")
-CODECS = ("truncsvd", "osd", "dare")
+CODECS = ("fold", "osd", "dare")
 BUDGETS = ("1/8", "1/32", "1/100")
 STEPS = 150  # half of the benchmark's recipe: minutes matter here
 TEST_ROWS = 400
@@ -91,7 +91,7 @@ def demo(output: Path) -> DemoReport:
     report = output / "report.html"
     _write(report, tasks, found)
     write_pack_report(
-        output / "pack.html", inspect(output / f"{DEMO_TASKS[0]}-osd-{BUDGETS[-1].replace('/', '_')}.kin.safetensors")
+        output / "pack.html", inspect(output / f"{DEMO_TASKS[0]}-fold-{BUDGETS[-1].replace('/', '_')}.kin.safetensors")
     )
     return DemoReport(tasks, found, str(report))
 
