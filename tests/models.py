@@ -44,7 +44,7 @@ MIDDLING = {  # enough weights for a budget of 1/100 to make sense: 2.5 million
 def pico(seed: int = 0, dtype: torch.dtype = torch.float32, shapes: Mapping[str, Sequence[int]] = PICO) -> Tensors:
     """Random tensors of the given shapes, standard deviation 0.02."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: (torch.randn(*shape, generator=generator) * 0.02).to(dtype) for name, shape in shapes.items()}
+    return {name: (torch.randn(tuple(shape), generator=generator) * 0.02).to(dtype) for name, shape in shapes.items()}
 
 
 def perturbed(tensors: Tensors, seed: int = 1, scale: float = 2e-3) -> Tensors:

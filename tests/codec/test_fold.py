@@ -36,7 +36,7 @@ def test_mean_over_seeds_is_the_delta(shape: tuple[int, int], nbytes: int, regim
     """Over 200 seeds, each entry within five standard errors of D / (1 + shrink / rate).
 
     Groups are long, for the amplitude is common to all: what a short one differs from the rest in norm is lost.
-    Entries are even between two ends, for the largest of few entries is drawn in where that saves a level.
+    Steps are judged by entries away from the ends: among few, the largest is drawn in where that saves a level.
     """
     rng = np.random.default_rng(0)
     codec, delta, seeds = create("fold", {"shrink": shrink}), torch.from_numpy(rng.uniform(-1, 1, shape)).float(), 200
@@ -53,7 +53,8 @@ def test_mean_over_seeds_is_the_delta(shape: tuple[int, int], nbytes: int, regim
     error = np.sqrt((squares / seeds - mean**2) / seeds)
     # steps are not shrunk: their noise is small
     factor = 1 / (1 + shrink / (12 * params["g"] / delta.numel())) if regime == "g" else 1.0
-    assert np.all(np.abs(mean - factor * delta.double().numpy()) <= 5 * error)
+    judged = np.abs(delta.numpy()) < (1.0 if regime == "g" else 0.9)
+    assert np.all((np.abs(mean - factor * delta.double().numpy()) <= 5 * error)[judged])
 
 
 @pytest.mark.parametrize("rate", [0.004, 0.008, 0.03, 0.1, 0.5])
