@@ -125,4 +125,4 @@ def test_a_budget_of_many_times_the_model(tmp_path: Path) -> None:
     assert (tmp_path / "v.kin.safetensors").stat().st_size < 4 * 70_000
     for name in SHAPES:
         far, near = ((t.double() - variant[name].double()).norm() for t in (base[name], values(back, name)))
-        assert near < 0.01 * far
+        assert near < 0.05 * far  # tables of a byte a level and context weigh on few values
