@@ -1,7 +1,7 @@
 """Recovered loss of a causal LM's fine-tunes, every codec at equal whole-file bytes.
 
     python benchmarks/lm_fleet.py            # once: trains the two variants
-    python benchmarks/lm.py                  # 56 points, 40 CPU seconds or more each; results/lm.json and lm.svg
+    python benchmarks/lm.py                  # 24 points, a CPU minute or more each; results/lm.json and lm.svg
 
 Gain is (loss of the base - loss of the restored variant) / (loss of the base - the variant's own), all in nats
 a token on the same held-out windows: 1 is the uncompressed variant, 0 the bare base. A budget is a fraction of
@@ -111,8 +111,13 @@ def figure(points: list[Point]) -> str:
         by_budget = [[p for p in points if (p["label"], p["budget"]) == (setting.label, b)] for b in BUDGETS]
         met = [group for group in by_budget if group and all(p["bytes"] for p in group)]
         series[setting.label] = [tuple(sum(p[key] for p in g) / len(g) for key in ("bytes", "gain")) for g in met]
-    labels = {"x": "bytes of the whole file", "y": "recovered gain in loss, mean of two fine-tunes"}
-    return curves(series, **labels, levels={"uncompressed": 1.0}, floor=0.0)
+    return curves(
+        series,
+        x="bytes of the whole file",
+        y="recovered gain in loss, mean of two fine-tunes",
+        levels={"uncompressed": 1.0},
+        floor=0.0,
+    )
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def codewords() -> torch.Tensor:
     Entry i of the row-major table is made of word i of the stream of seed 0 (see `uniform_bits`).
     """
     words = uniform_bits(0, 0, _DIRECTIONS * LENGTH)
-    total = sum((words >> shift) & 0xFF for shift in (0, 8, 16, 24))
+    total = torch.stack([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)]).sum(0)
     return ((total - 509) >> 2).to(torch.int8).reshape(_DIRECTIONS, LENGTH)
 
 
