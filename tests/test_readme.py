@@ -45,7 +45,7 @@ def test_snippets_run(page: str, workshop: Path) -> None:
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for language, text in found:
         # a pico model's header outweighs 1/100 of it: the snippets' budgets are for models of real size
-        text = re.sub(r"1/(100|64|32|16)\b|200kB", "24kB", text)
+        text = re.sub(r"1/(400|100|64|32|16)\b|200kB", "24kB", text)
         text = text.replace("kinfold.demo.run:movie_accuracy", "stand_in:closeness")  # its rows are downloaded
         lines = [line for line in text.splitlines() if not line.startswith(SET_UP)]
         program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
@@ -65,11 +65,12 @@ def test_links_lead_somewhere() -> None:
 def test_the_measured_table_is_the_benchmarks_own() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     measured = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text("utf-8"))
-    budgets = ["1/8", "1/16", "1/32", "1/64", "1/128", "1/256"]
+    budgets = ["1/16", "1/64", "1/256", "1/400", "1/1500"]
     for setting in measured["settings"]:
         found = {row["budget"]: row for row in measured["summary"] if row["label"] == setting["label"]}
         cells = [f"{found[b]['gain_mean']:.3f} ({found[b]['gain_worst']:.2f})" if b in found else "-" for b in budgets]
-        assert f"| {setting['label']} | {' | '.join(cells)} |" in readme
+        if set(cells) != {"-"}:
+            assert f"| {setting['label']} | {' | '.join(cells)} |" in readme
     mean_after = sum(member["after"] for member in measured["fleet"]) / len(measured["fleet"])
     assert f"Accuracy is {mean_after:.3f}" in readme
 

@@ -117,12 +117,10 @@ def test_one_tensor_differs(tmp_path: Path, name: str) -> None:
     assert {n for n in SHAPES if raw(back)[n] != raw(tmp_path / "base")[n]} == {name}
 
 
-def test_a_budget_of_many_times_the_model(tmp_path: Path) -> None:
+def test_a_budget_that_holds_the_model_keeps_every_bit(tmp_path: Path) -> None:
     base = pico(shapes=SHAPES)
     variant = perturbed(base)
     units, back = round_trip(tmp_path, base, variant, 10 * 4 * 70_000)
-    assert {unit["codec"] for unit in units} == {"fold"}
+    assert {unit["codec"] for unit in units} == {"exact"}
+    assert raw(back) == raw(tmp_path / "variant")
     assert (tmp_path / "v.kin.safetensors").stat().st_size < 4 * 70_000
-    for name in SHAPES:
-        far, near = ((t.double() - variant[name].double()).norm() for t in (base[name], values(back, name)))
-        assert near < 0.05 * far  # tables of a byte a level and context weigh on few values

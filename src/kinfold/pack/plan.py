@@ -81,6 +81,9 @@ def plan(
         jobs = _matrix_jobs(matrices, settled, bits) + [_exact_job(sources, draft) for draft in kept]
         payloads = sum(-(-job.bits // 8) for job in jobs)
         return jobs, payloads + _overhead(skeleton, matrices, kept, codec, payloads, files_bytes)
+    whole = sum(draft.nbytes for draft in drafted) + _overhead(skeleton, [], drafted, None, 0, files_bytes)
+    if codec.takes_vectors and whole <= total:  # nothing need be lost
+        return [Job(draft, None, 8 * draft.nbytes) for draft in drafted], whole
     overhead = _overhead(skeleton, matrices, kept, codec, total, files_bytes) + spare
     failure: tuple[BudgetError, int] | None = None
     for kept_jobs, last in _keep(sources, kept, codec, total // KEPT_SHARE):
@@ -197,14 +200,14 @@ def _overhead(
     units = []
     for number, draft in enumerate([*matrices, *kept]):
         digits = (number * 7919 + 104729) % 899 + 100  # varied digits, as real figures have
-        share = total * draft.numel // weights if draft.matrix else draft.numel
+        share = total * draft.numel // weights if draft.matrix and weights else draft.numel
         params = codec.params_like(digits) if codec else {}
         units.append(
             Unit(
                 codec=codec.name if codec and draft.matrix else "rtn",
                 bytes=share + digits % 10,
                 pieces=list(draft.pieces),
-                params=params if draft.matrix else {"w": 8},
+                params=params if draft.matrix and codec else {"w": 8},
                 error=digits / 1e3,
                 norm=(1099 - digits) / 1e2,
             )
