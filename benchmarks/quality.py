@@ -33,6 +33,7 @@ RIVALS = [
     Setting("bitdelta", "bitdelta"),
     Setting("magnitude", "magnitude"),
 ]
+DRAWN = ["fold", "dare 4 bit", "dare 1 bit", "ultradelta 1 bit", "osd", "truncsvd int4", "truncsvd fp16", "magnitude"]
 PLAN = [  # settings, budgets, seeds: the most telling first
     (FOLD, CURVE, [0]),
     (FOLD, [*REPEATED, "1/100", "1/400"], [1, 2]),
@@ -63,10 +64,7 @@ def report(settings: list[Setting], points: list[dict]) -> None:
         text = [f"{cells[b]['gain_mean']:.3f} ({cells[b]['gain_worst']:.2f})" if b in cells else "-" for b in CURVE]
         print(f"{setting.label:18}", *(f"{cell:>14}" for cell in text), flush=True)
     first = summary([point for point in points if point["seed"] == 0], settings, CURVE)
-    series = {
-        setting.label: [(row["bytes"], row["gain_mean"]) for row in first if row["label"] == setting.label]
-        for setting in settings
-    }
+    series = {label: [(row["bytes"], row["gain_mean"]) for row in first if row["label"] == label] for label in DRAWN}
     svg = curves(
         {label: curve for label, curve in series.items() if curve},
         x="bytes of the whole file",
