@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -241,9 +241,14 @@ def main() -> None:
         print(f"{task:8} {scores} {record['relative_delta']:15.2%} {record['train_cpu_seconds']:12.0f}")
 
 
-if __name__ == "__main__":
+def run_script(main: Callable[[], None]) -> None:
+    """Run a benchmark; a mistake of the user's is a message, not a traceback."""
     try:
         main()
     except KinfoldError as problem:
         print(f"error: {problem}\n{problem.hint}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_script(main)

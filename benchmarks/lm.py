@@ -11,7 +11,6 @@ the reference size: 2 bytes for every weight in a tensor that differs from the b
 import json
 import math
 import os
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +20,10 @@ if __name__ == "__main__":
     os.environ.update(OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 import kinfold
-from fleet import machine
+from fleet import machine, run_script
 from grid import RESULTS, Setting, round_trip
 from kinfold.demo.sources import cache_dir, writable_folder
-from kinfold.errors import BudgetError, KinfoldError
+from kinfold.errors import BudgetError
 from kinfold.report.figures import curves
 from lm_fleet import LmMember, lm_fleet, mean_loss
 
@@ -129,8 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KinfoldError as problem:
-        print(f"error: {problem}\n{problem.hint}", file=sys.stderr)
-        sys.exit(1)
+    run_script(main)

@@ -30,11 +30,11 @@ import torch
 from safetensors import safe_open
 from torch.nn import functional as F
 
-from fleet import ALL_TASKS, machine
+from fleet import ALL_TASKS, machine, run_script
 from kinfold.demo.sources import ORANGE, cache_dir, file_sha256, pip_package, publish_directory, writable_folder
 from kinfold.demo.texts import orange_table
 from kinfold.demo.train import precision, record_path, write_json
-from kinfold.errors import DataError, KinfoldError
+from kinfold.errors import DataError
 from kinfold.tasks import Task, quiet_transformers
 
 SMOLLM2 = pip_package(
@@ -304,8 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KinfoldError as problem:
-        print(f"error: {problem}\n{problem.hint}", file=sys.stderr)
-        sys.exit(1)
+    run_script(main)

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 
 from kinfold.codec import dither
-from kinfold.codec.base import Codec, CodecConfig, Importance, Payload, Plan, Shape, check_finite
+from kinfold.codec.base import Codec, CodecConfig, Importance, Payload, Plan, Shape, check_finite, require_bits
 from kinfold.codec.bits import pack_bits, packed_bytes, unpack_bits
 from kinfold.codec.codebook import INDEX_BITS, LENGTH, choose, expand
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.positions import decode_positions, encode_positions, positions_bytes
 from kinfold.codec.random import uniform_bits
 from kinfold.codec.sums import squared_norm
-from kinfold.errors import BudgetError, PackError
+from kinfold.errors import PackError
 
 DITHER_RATE = 0.6  # bits a weight above which dithered steps beat the codebook
 _LONGEST = 16 * LENGTH  # weights that one codeword may stand for
@@ -55,9 +55,7 @@ class Fold(Codec):
         return 8 * _codebook_bytes(-(-math.prod(shape) // _LONGEST)) if math.prod(shape) else 0
 
     def plan(self, shape: Shape, dtype: torch.dtype, budget_bits: int) -> Plan:
-        least = self.minimum_bits(shape)
-        if budget_bits < least:
-            raise BudgetError(f"`fold` needs at least {least} bits for {list(shape)}, {budget_bits} were given")
+        require_bits(self, shape, budget_bits)
         return Plan(budget_bits // 8)
 
     def _encode(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None, seed: int) -> Payload:

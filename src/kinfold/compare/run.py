@@ -61,10 +61,11 @@ def compare(
     settings = read_settings(codecs, calibrated=calibration is not None)
     judge = Metric.find(metric) if metric is not None else None
     sources = Sources.open(Checkpoint.open(base), Checkpoint.open(variant))
-    reference_bytes = _reference_bytes(sources)
+    _require_delta(sources)
+    reference_bytes = sources.reference_bytes
     notes: list[str] = []
     probe = _probe(sources, rows, judge, seed, notes)
-    bench = _Bench(sources, probe, judge, calibration, seed, reference_bytes)
+    bench = _Bench(sources, probe, judge, calibration, seed)
     with progress("compare", len(settings) * len(wanted) * reference_bytes) as advance:
         uncompressed, bare = bench.uncompressed(), bench.bare()
         cells = []
@@ -109,7 +110,6 @@ class _Bench:
     judge: Metric | None
     calibration: Calibration | None
     seed: int
-    reference_bytes: int
 
     def uncompressed(self) -> Quality:
         score = self.judge(self.sources.variant.directory) if self.judge else None
@@ -126,7 +126,7 @@ class _Bench:
 
     def cell(self, setting: Setting, budget: Budget) -> Cell:
         base, variant = self.sources.base, self.sources.variant
-        limit = budget.file_bytes(self.reference_bytes) or 0
+        limit = budget.file_bytes(self.sources.reference_bytes) or 0
         with self._folder() as directory:
             out = directory.with_suffix(".kin.safetensors")
             try:
@@ -172,21 +172,14 @@ def _probe(
         return None
 
 
-def _reference_bytes(sources: Sources) -> int:
-    """2 bytes for every weight in a tensor that differs from the base.
-
-    Raises:
-        CheckpointError: none differs.
-    """
-    tensors = sources.variant.tensors
-    differ = [pair.name for pair in sources.match.pairs if pair.status not in ("equal", "alias")]
-    if not differ:
+def _require_delta(sources: Sources) -> None:
+    """Raise CheckpointError where no tensor differs."""
+    if not sources.reference_bytes:
         raise CheckpointError(
             f"every tensor of `{sources.variant.directory}` is equal to one of `{sources.base.directory}`: there is "
             "no delta to compare codecs on",
             hint=f"kinfold diff {sources.base.directory} {sources.variant.directory}",
         )
-    return sum(2 * tensors[name].numel for name in differ)
 
 
 def _with_gain(quality: Quality | None, low: float, high: float) -> Any:

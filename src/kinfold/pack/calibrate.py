@@ -16,21 +16,24 @@ from kinfold.codec import Codec, Importance
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.lowrank import as_matrix, leading
 from kinfold.codec.threads import ordered_map, single_threaded
+from kinfold.pack.place import Place
 from kinfold.pack.plan import Importances, Job
+from kinfold.pack.search import Divergence
 from kinfold.pack.source import Sources
-from kinfold.pack.steer import divergence_left, steered
+from kinfold.pack.steer import Bench
 from kinfold.pack.units import Draft
 from kinfold.tasks import Task
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What calibration gives: the codec to plan with, importance by name, and a last improvement of the jobs."""
+    """What calibration gives: the codec to plan with, importance by name, a last improvement of the jobs, and
+    how far the model they make is from the variant."""
 
     codec: Codec | None
     importance: Importances = lambda _: None
     improve: Callable[[list[Job]], list[Job]] = lambda jobs: jobs
-    left: Callable[[list[Job]], float] | None = None  # share of the divergence that coded jobs leave
+    divergence: Divergence | None = None
 
 
 @contextmanager
@@ -54,8 +57,9 @@ def calibrated(
     # one thread here too: gradients decide which entries are kept, so their last bits decide bytes
     with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, single_threaded():
         task = Task.load(sources.variant.directory)
-        wanted = targets(task, calibration)
-        batched = answers(task, calibration)
+        bench = Bench(sources, task, *answers(task, calibration), seed)
+        row_by_row = codec.needs_importance or codec.alternatives()
+        wanted = targets(task, calibration) if row_by_row else []
         path = Path(folder) / "importance.safetensors"
         shares = _shares(matrices, codec, budget, sources)
         shapes = {draft.name: draft.shape for draft in matrices}
@@ -72,12 +76,7 @@ def calibrated(
             return read_importance(path, name, shapes[name]) if path.exists() else None
 
         chosen = _least_divergence(task, sources, matrices, codec, shares, calibration, wanted, importance)
-        yield Guide(
-            chosen,
-            importance,
-            improve=(lambda jobs: steered(sources, jobs, task, *batched, seed)) if chosen.steers else list,
-            left=lambda jobs: divergence_left(sources, jobs, task, *batched, seed),
-        )
+        yield Guide(chosen, importance, bench.steered if chosen.steers else list, bench.divergence)
 
 
 def _shares(matrices: Sequence[Draft], codec: Codec, budget: Budget, sources: Sources) -> list[int]:
@@ -101,12 +100,8 @@ def _low_rank(delta: torch.Tensor, rank: int) -> torch.Tensor:
 
 def _place(task: Task, sources: Sources, matrices: Sequence[Draft], deltas: Iterator[torch.Tensor]) -> None:
     """Set every coded matrix of the model to base + delta, and leave the rest as the variant has it."""
-    parameters = task.parameters([draft.name for draft in matrices])
-    with torch.no_grad():
-        for draft, delta in zip(matrices, deltas, strict=True):
-            reference = sources.reference(draft.pieces)
-            assert reference is not None  # only tensors with a base are coded as matrices
-            parameters[draft.name][: delta.shape[0]] = reference.float() + delta
+    for draft, delta in zip(matrices, deltas, strict=True):
+        Place.find(task, draft).put(sources, delta)
 
 
 def _least_divergence(

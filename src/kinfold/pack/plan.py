@@ -138,7 +138,11 @@ def _settle(
 
 def _poisoned(sources: Sources, draft: Draft) -> bool:
     """Whether small tensors hold NaN or infinity and are kept exactly; a matrix that does is refused later."""
-    return not is_matrix(draft.pieces[0]) and not bool(torch.isfinite(sources.delta(draft.pieces)).all())
+    return not is_matrix(draft.pieces[0]) and not _finite(sources, draft)
+
+
+def _finite(sources: Sources, draft: Draft) -> bool:
+    return bool(torch.isfinite(sources.delta(draft.pieces)).all())
 
 
 def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:
@@ -169,7 +173,7 @@ def _exact_job(sources: Sources, draft: Draft) -> Job:
 
 def _rounded_job(sources: Sources, draft: Draft, rounding: Codec, bits: int) -> Job:
     """Rounded at `bits` a value, or at the codec's own width where that is 0."""
-    if draft.pieces[0].dtype in FLOATS and bool(torch.isfinite(sources.delta(draft.pieces)).all()):
+    if draft.pieces[0].dtype in FLOATS and _finite(sources, draft):
         least = rounding.minimum_bits(draft.shape)
         return Job(draft, rounding, max(least, _HEAD_BITS + bits * draft.numel) if bits else least)
     return _exact_job(sources, draft)

@@ -39,6 +39,12 @@ class Sources:
             fingerprint(specs_of(variant), variant_digest),
         )
 
+    @property
+    def reference_bytes(self) -> int:
+        """2 bytes for every weight in a tensor that differs from the base."""
+        differ = [pair.name for pair in self.match.pairs if pair.status not in ("equal", "alias")]
+        return sum(2 * self.variant.tensors[name].numel for name in differ)
+
     def values(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """The variant's values of `pieces`, in its dtype: one piece's shape, or all laid end to end."""
         return lay([self.variant.read(piece.name, piece.row_range) for piece in pieces])

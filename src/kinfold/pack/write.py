@@ -123,7 +123,7 @@ def pack(
         calibration=calibration.digest if calibration else None,
         base=_source(sources.base, sources.base_fingerprint),
         variant=_source(sources.variant, sources.variant_fingerprint),
-        reference_bytes=sum(2 * draft.numel for draft in drafted),
+        reference_bytes=sources.reference_bytes,
         prefix=list(sources.match.prefix),
         units=[],
         equal=[pair.name for pair in sources.match.pairs if pair.status == "equal"],
@@ -138,8 +138,8 @@ def pack(
         def planned(aim: Budget | None, spare: int = 0) -> tuple[list[Job], int]:
             return plan(sources, drafted, guide.codec, aim, manifest, len(blob), guide.importance, spare=spare)
 
-        if target and target.kind == "gain" and guide.left:
-            target = smallest(target, manifest.reference_bytes, planned, guide.left)
+        if target and target.kind == "gain" and guide.divergence:
+            target = smallest(target, manifest.reference_bytes, planned, guide.divergence)
         limit = target.file_bytes(manifest.reference_bytes) if target else None
         spare = 0
         while True:
