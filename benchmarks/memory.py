@@ -28,7 +28,7 @@ from kinfold.demo.sources import cache_dir
 
 LAYERS, HIDDEN, KEYS, FFN, VOCABULARY = 22, 2048, 256, 5632, 32000
 LIMIT_MB = 600
-CODECS = ("exact", "truncsvd", "dare", "magnitude", "osd")
+CODECS = ("exact", "fold", "truncsvd", "dare", "magnitude", "osd")
 KILLED = "truncsvd"  # `osd` would take far longer, through the same spool
 
 CHILD = """

@@ -33,7 +33,7 @@ from resident import peak_mb
 
 BUDGET = "1/64"
 RUNS = 3
-CODECS = ("exact", "truncsvd", "osd", "bitdelta", "dare", "magnitude")
+CODECS = ("exact", "fold", "truncsvd", "osd", "bitdelta", "dare", "magnitude")
 RIVALS = ("copy", "zipnn", "xor + split + zstd-3", "lora rank 128")
 
 

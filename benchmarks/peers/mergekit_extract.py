@@ -1,4 +1,4 @@
-"""`mergekit-extract-lora` beside our `truncsvd` at the same rank: time of the whole command, error, recovered gain.
+"""`mergekit-extract-lora` beside our `truncsvd` at the same rank, and beside `fold`: time, error, recovered gain.
 
     python benchmarks/fleet.py --seed 0 --tasks wn
     python benchmarks/peers/mergekit_extract.py        # some minutes; results/mergekit.json
@@ -6,6 +6,9 @@
 mergekit runs in an environment of its own, made on first use (about 1 GB), so that its pins meet none of ours.
 Both commands run with one BLAS thread; `kinfold` works on one matrix a core, so CPU seconds are the fairer column.
 Start-up is the same command asked for `--help`: it imports everything and does nothing.
+
+`encode` holds the times of a rank-128 extraction and of a pack with `fold` at 1/100, on the fleet's variant
+(hidden size 384) and on a synthetic Llama of two layers with TinyLlama's sides (hidden size 2048).
 
 What comes out of mergekit for a BERT encoder is put back by hand as base + B A: PEFT does not load it, as the
 adapter says it is for a causal language model. Factors are float32 and are rounded to float16 here; biases are
@@ -67,16 +70,52 @@ def median_time(command: Sequence[str | Path], runs: int) -> dict[str, float]:
     return {key: statistics.median(one[key] for one in times) for key in times[0]}
 
 
-def extraction(programs: Path, member: Member, rank: int, out: Path) -> list[str | Path]:
-    command = [programs / "mergekit-extract-lora", "--model", member.directory, "--base-model", member.base]
+def extraction(programs: Path, base: Path, variant: Path, rank: int, out: Path) -> list[str | Path]:
+    command = [programs / "mergekit-extract-lora", "--model", variant, "--base-model", base]
     return [*command, "--out-path", out, "--max-rank", str(rank), "--quiet"]
 
 
-def packing(member: Member, rank: int, out: Path) -> list[str | Path]:
+def packing(base: Path, variant: Path, out: Path, *choice: str) -> list[str | Path]:
+    return [sys.executable, "-m", "kinfold.cli", "pack", base, variant, "-o", out, "--overwrite", *choice]
+
+
+def at_rank(rank: int) -> list[str]:
     # 16-bit factors of rank 2 R are what `rank:R` allows, but for the exponent byte of each
-    command = [sys.executable, "-m", "kinfold.cli", "pack", member.base, member.directory, "-o", out, "--overwrite"]
-    choice = ["--codec", "truncsvd", "--option", "allocation=uniform", "--budget", f"rank:{rank / 2 + 0.001}"]
-    return [*command, *choice]
+    return ["--codec", "truncsvd", "--option", "allocation=uniform", "--budget", f"rank:{rank / 2 + 0.001}"]
+
+
+def wide(folder: Path) -> tuple[Path, Path]:
+    """A Llama of two layers with TinyLlama's sides, bf16, and a variant with every matrix changed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        num_hidden_layers=2,
+        vocab_size=4000,
+    )
+    model = LlamaForCausalLM(config).bfloat16()
+    model.save_pretrained(folder / "wide-base")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter += 3e-4 * torch.randn(parameter.shape)
+    model.save_pretrained(folder / "wide-variant")
+    return folder / "wide-base", folder / "wide-variant"
+
+
+def encode(programs: Path, base: Path, variant: Path, runs: int, folder: Path) -> dict[str, Any]:
+    """Times of both commands; start-up is in them."""
+    row = {
+        "variant": variant.name,
+        "mergekit rank 128": median_time(extraction(programs, base, variant, 128, folder / "adapter"), runs),
+        "fold 1/100": median_time(packing(base, variant, folder / "fold.kin.safetensors", "--budget", "1/100"), runs),
+    }
+    print(json.dumps(row, indent=1), flush=True)
+    return row
 
 
 def put_back(member: Member, adapter: Path, out: Path) -> None:
@@ -116,9 +155,9 @@ def quality(member: Member, restored: Path, names: Sequence[str]) -> dict[str, f
 
 def compare(programs: Path, member: Member, rank: int, runs: int, folder: Path) -> dict[str, Any]:
     adapter, packed = folder / "adapter", folder / "pack.kin.safetensors"
-    theirs = median_time(extraction(programs, member, rank, adapter), runs)
+    theirs = median_time(extraction(programs, member.base, member.directory, rank, adapter), runs)
     put_back(member, adapter, folder / "theirs")
-    ours = median_time(packing(member, rank, packed), runs)
+    ours = median_time(packing(member.base, member.directory, packed, *at_rank(rank)), runs)
     kinfold.restore(packed, member.base, folder / "ours")
     stored, end = load_adapter(adapter), ".lora_A.weight"
     names = [name.removesuffix(end) + ".weight" for name in stored if name.endswith(end)]
@@ -154,6 +193,9 @@ def main() -> None:
         "kinfold": median_time([sys.executable, "-m", "kinfold.cli", "--help"], runs),
     }
     print(json.dumps(start, indent=1), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        pairs = [(member.base, member.directory), wide(Path(name))]
+        encoded = [encode(programs, *pair, runs, Path(name)) for pair in pairs]
     rows = []
     for rank in RANKS:
         with tempfile.TemporaryDirectory() as folder:
@@ -166,6 +208,7 @@ def main() -> None:
         "threads": 1,
         "runs": runs,
         "start_up": start,
+        "encode": encoded,
         "rows": rows,
     }
     (RESULTS / "mergekit.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -116,9 +116,9 @@ def test_threads_do_not_change_the_choice() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5, 1024])
-def test_expand_is_amplitude_times_codeword(table: np.ndarray, length: int) -> None:
-    index, amplitude = np.array([0, 1, 4095, 2 * 77, 2 * 77 + 1]), np.float32(0.37)
-    expected = (table.astype(np.float32)[index // 2, :length] * amplitude).T * np.where(index % 2, -1, 1)
-    found = expand(torch.from_numpy(index), length, float(amplitude))
+def test_expand_is_the_signed_codeword(table: np.ndarray, length: int) -> None:
+    index = np.array([0, 1, 4095, 2 * 77, 2 * 77 + 1])
+    expected = table.astype(np.float32)[index // 2, :length].T * np.where(index % 2, -1, 1)
+    found = expand(torch.from_numpy(index), length)
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), expected.astype(np.float32))

@@ -29,6 +29,7 @@ from kinfold.errors import PackError
 
 DITHER_RATE = 0.6  # bits a weight above which dithered steps beat the codebook
 _LONGEST = 16 * LENGTH  # weights that one codeword may stand for
+_LARGEST = 2.0**120  # an amplitude whose products with a codeword stay finite in float32
 _CAPTURE = 1.08  # a codeword's squared product with what it codes, per bit: the noise is 1 / (1.08 rate)
 
 
@@ -107,7 +108,7 @@ class Fold(Codec):
         if chosen.numel() and length > 0:
             scale = push * float(vectors.norm(dim=0).mean()) / length
             index[chosen] = choose(vectors[:, chosen] - scale * push_along[:, chosen])[0]
-        product = float((expand(index, len(vectors), 1.0) * vectors).sum(dtype=torch.float64))
+        product = float((expand(index, len(vectors)) * vectors).sum(dtype=torch.float64))
         amplitude = self._amplitude(squared_norm(matrix), product, count, live.size * columns)
         places = payload.data[: len(payload.data) - len(data)]
         return Payload(places + _codebook_data(amplitude, index), payload.params, payload.seed)
@@ -123,11 +124,11 @@ class Fold(Codec):
             part = torch.zeros(live.size, columns)
         elif dithered:
             part = torch.from_numpy(dither.decode(data, dither.field(*words).reshape(-1))).reshape(-1, columns)
+            if not bool(torch.isfinite(part).all()):
+                raise PackError("fold: a stored step is not finite")
         else:
             amplitude, index = _read_codebook(data, payload.params.get("g"), live.size * columns)
-            part = _flip(_ungrouped(amplitude, index, live.size, columns), *words)
-        if not bool(torch.isfinite(part).all()):
-            raise PackError("fold: a stored step or amplitude is not finite")
+            part = _flip(_ungrouped(index, live.size, columns), *words, scale=amplitude)
         if live.size == rows:
             return part.reshape(shape).to(dtype)
         delta = torch.zeros(rows, columns)
@@ -182,9 +183,9 @@ def _words(seed: int, live: np.ndarray, rows: int, columns: int) -> tuple[np.nda
     return words[:rows][live], words[rows:]
 
 
-def _flip(matrix: torch.Tensor, rows: np.ndarray, columns: np.ndarray) -> torch.Tensor:
+def _flip(matrix: torch.Tensor, rows: np.ndarray, columns: np.ndarray, scale: float = 1.0) -> torch.Tensor:
     """Turn the sign of rows and columns by their words' lowest bit, in place: no pattern survives it."""
-    matrix *= torch.from_numpy(1 - 2 * (rows & 1).astype(np.float32))[:, None]
+    matrix *= torch.from_numpy(np.float32(scale) * (1 - 2 * (rows & 1).astype(np.float32)))[:, None]
     matrix *= torch.from_numpy(1 - 2 * (columns & 1).astype(np.float32))[None]
     return matrix
 
@@ -209,7 +210,10 @@ def _read_codebook(data: memoryview, count: object, entries: int) -> tuple[float
     if type(count) is not int or not 1 <= count <= entries or len(data) != _codebook_bytes(count):
         raise PackError(f"fold: {len(data)} bytes do not hold {count!r} codewords for {entries} entries")
     index = torch.from_numpy(unpack_bits(data[4:], INDEX_BITS, count).astype(np.int64))
-    return float(np.frombuffer(data[:4], "<f4")[0]), index
+    amplitude = float(np.frombuffer(data[:4], "<f4")[0])
+    if not abs(amplitude) < _LARGEST:  # NaN too
+        raise PackError(f"fold: an amplitude of {amplitude} is impossible")
+    return amplitude, index
 
 
 def _split(payload: Payload, rows: int) -> tuple[np.ndarray, memoryview]:
@@ -243,10 +247,10 @@ def _grouped(part: torch.Tensor, words: tuple[np.ndarray, np.ndarray], count: in
     return vectors
 
 
-def _ungrouped(amplitude: float, index: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _ungrouped(index: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     entries, count = rows * columns, index.numel()
     length = -(-entries // count)
-    part = expand(index, min(length, LENGTH), amplitude)
+    part = expand(index, min(length, LENGTH))
     if length > LENGTH:
         part = part.repeat(-(-length // LENGTH), 1)
     return part.reshape(-1)[:entries].reshape(rows, columns)

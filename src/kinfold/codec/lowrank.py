@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kinfold.codec.sums import PIECE
-
+_BLOCK = 1 << 22  # entries in float64 at once: 32 MiB
 EXACT_SIDE = 1024  # up to this shorter side the whole spectrum is computed
 _OVERSAMPLING = 16
 _PASSES = 4
@@ -55,7 +54,7 @@ def multiply_transposed(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tens
 
 
 def _rows(matrix: torch.Tensor) -> int:
-    return max(1, PIECE // max(matrix.shape[1], 1))
+    return max(1, _BLOCK // max(matrix.shape[1], 1))
 
 
 def leading(delta: torch.Tensor, rank: int, seed: int = 0) -> Factors:
