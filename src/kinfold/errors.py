@@ -7,6 +7,10 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── BudgetError             the budget is malformed, or too small for what must be stored
 ├── CodecError              a codec cannot code this tensor, or an option is not its own
 ├── CalibrationError        calibration rows or the model that reads them are at fault
+├── AdapterError            a PEFT adapter is of a kind that cannot be read, or does not fit the base
+├── FamilyError             members cannot be folded together, or one is not in the family
+├── MergeError              members cannot be merged so, or an option of the method is not its own
+├── AuditError              members cannot be audited together
 ├── MetricError             the user's own metric cannot be found, fails, or gives no number
 ├── DataError               a package or data set cannot be fetched or fails its checksum
 ├── OutputError             the output exists, or the disk cannot take it
@@ -59,6 +63,22 @@ class CodecError(KinfoldError):
 
 class CalibrationError(KinfoldError):
     """Calibration rows, or the model that must read them, are at fault."""
+
+
+class AdapterError(KinfoldError):
+    """A PEFT adapter is of a kind that cannot be read, or does not fit the base."""
+
+
+class FamilyError(KinfoldError):
+    """Members cannot be folded together, or a member is not in the family."""
+
+
+class MergeError(KinfoldError):
+    """Members cannot be merged in this way, or an option of the method is not its own."""
+
+
+class AuditError(KinfoldError):
+    """Members cannot be audited together."""
 
 
 class MetricError(KinfoldError):

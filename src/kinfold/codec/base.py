@@ -126,6 +126,14 @@ class Codec(ABC):
             PackError: lengths, ranges or values are impossible for this shape.
         """
 
+    def factors(self, payload: Payload, shape: Shape) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A (n, k) and C (d, k), float32, whose product A C^T `decode` gives; None for codes that are no product.
+
+        Raises:
+            PackError: as `decode`.
+        """
+        return None
+
     def steer(
         self, payload: Payload, delta: torch.Tensor, gradient: torch.Tensor, *, push: float, share: float, turn: int
     ) -> Payload:

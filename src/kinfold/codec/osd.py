@@ -105,8 +105,10 @@ class Osd(Codec):
         return min(candidates, key=lambda candidate: candidate[0])[1]  # the first of equals wins
 
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        a, c = _unpack(payload, *matrix_sides(shape))
-        return product(a, c, shape, dtype)
+        return product(*self.factors(payload, shape), shape, dtype)
+
+    def factors(self, payload: Payload, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+        return _unpack(payload, *matrix_sides(shape))
 
     def survey(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None) -> np.ndarray | None:
         """Squared error at each extra rank, where the layout is the paper's and c must be one for all."""

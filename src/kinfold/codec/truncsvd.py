@@ -61,12 +61,14 @@ class TruncSvd(Codec):
         return Payload(encode_dense(a, c, self.config.value_bits), {"k": rank, "w": self.config.value_bits})
 
     def decode(self, payload: Payload, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return product(*self.factors(payload, shape), shape, dtype)
+
+    def factors(self, payload: Payload, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         n, d = matrix_sides(shape)
         rank, width = payload.params.get("k"), payload.params.get("w")
         if type(rank) is not int or not 0 <= rank <= min(n, d) or type(width) is not int or width not in (32, 16, 8, 4):
             raise PackError(f"truncsvd: rank {rank!r} at {width!r} bits is impossible for {list(shape)}")
-        a, c = decode_dense(payload.data, n, d, rank, width)
-        return product(a, c, shape, dtype)
+        return decode_dense(payload.data, n, d, rank, width)
 
     def survey(self, delta: torch.Tensor, budget_bits: int, importance: Importance | None) -> np.ndarray:
         check_finite(delta)

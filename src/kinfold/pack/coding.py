@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kinfold.checkpoint import DTYPES
-from kinfold.codec import Payload, create, exact, tensor_seed
+from kinfold.codec import Codec, Payload, create, exact, tensor_seed
 from kinfold.codec.sums import squared_distance, squared_norm
 from kinfold.errors import CodecError, PackError
 from kinfold.pack.manifest import Piece, Unit
@@ -85,20 +85,40 @@ def decode(unit: Unit, payload: bytes, seed: int, read: Reader) -> Iterator[tupl
         flat = exact.decode(payload, unit.shape, dtype, lay(reference) if based else None)
         yield from _split(flat, pieces)
         return
+    for number, (piece, part) in enumerate(decode_delta(unit, payload, seed)):
+        if not based:
+            yield piece, part.to(dtype)
+            continue
+        exactly = torch.float64 if torch.float64 in (dtype, reference[number].dtype) else torch.float32
+        yield piece, (reference[number].to(exactly) + part.to(exactly)).to(dtype)
+
+
+def decode_delta(unit: Unit, payload: bytes, seed: int) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """What a unit coded with loss says of each piece, float32: its delta, or its values where it has no base.
+
+    Raises:
+        PackError: the payload does not fit the unit.
+    """
+    codec, coded = _coded(unit, payload, seed)
+    yield from _split(codec.decode(coded, unit.shape), unit.pieces)
+
+
+def factors(unit: Unit, payload: bytes, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A (n, k) and C (d, k), float32, of a unit whose delta is kept as their product; None for any other."""
+    if unit.codec == "exact" or len(unit.pieces) > 1:
+        return None
+    codec, coded = _coded(unit, payload, seed)
+    return codec.factors(coded, unit.shape)
+
+
+def _coded(unit: Unit, payload: bytes, seed: int) -> tuple[Codec, Payload]:
     try:
         codec = create(unit.codec)
     except CodecError as cause:
         raise PackError(
             str(cause), hint="install the package that brings this codec, or fetch the pack again"
         ) from cause
-    coded = Payload(payload, unit.params, tensor_seed(seed, pieces[0].name))
-    delta = codec.decode(coded, unit.shape)
-    for number, (piece, part) in enumerate(_split(delta, pieces)):
-        if not based:
-            yield piece, part.to(dtype)
-            continue
-        exactly = torch.float64 if torch.float64 in (dtype, reference[number].dtype) else torch.float32
-        yield piece, (reference[number].to(exactly) + part.to(exactly)).to(dtype)
+    return codec, Payload(payload, unit.params, tensor_seed(seed, unit.pieces[0].name))
 
 
 def _split(tensor: torch.Tensor, pieces: list[Piece]) -> Iterator[tuple[Piece, torch.Tensor]]:

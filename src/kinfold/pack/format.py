@@ -182,6 +182,16 @@ class PackFile:
             yield unit, small[position : position + unit.bytes]
             position += unit.bytes
 
+    def payload(self, number: int) -> bytes:
+        """Payload bytes of one unit; its entry is read whole, so that its hash can be checked."""
+        units = self.manifest.units
+        names = entry_names(units)
+        data = self.entry(names[number])
+        if names[number] != SMALL:
+            return data
+        start = sum(unit.bytes for unit, name in zip(units[:number], names, strict=False) if name == SMALL)
+        return data[start : start + units[number].bytes]
+
     def verify(self) -> None:
         """Read every entry once and check its hash."""
         for name in self.manifest.entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +26,11 @@ class Sources:
     variant_fingerprint: str
 
     @classmethod
-    def open(cls, base: Checkpoint, variant: Checkpoint) -> Sources:
-        """Hash every tensor of both sides once; equal tensors are known from then on."""
-        with progress("hash", base.nbytes + variant.nbytes) as advance:
-            base_digest = digests(base, advance)
+    def open(cls, base: Checkpoint, variant: Checkpoint, base_digest: Mapping[str, str] | None = None) -> Sources:
+        """Hash every tensor of both sides once, of the base only where `base_digest` is not given; equal tensors
+        are known from then on."""
+        with progress("hash", (0 if base_digest else base.nbytes) + variant.nbytes) as advance:
+            base_digest = base_digest or digests(base, advance)
             variant_digest = digests(variant, advance)
         return cls(
             base,

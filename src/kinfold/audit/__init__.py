@@ -1,0 +1,1 @@
+"""What members of a family do to each other, measured before anything is built from them."""

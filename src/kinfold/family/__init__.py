@@ -1,0 +1,1 @@
+"""Many variants of one base: fold and unfold, merge, adapters out."""
