@@ -6,7 +6,7 @@ import numpy as np
 
 from kinfold.errors import PackError
 
-_CHUNK = 1 << 20  # values expanded to single bits at once; a multiple of 8, so chunks end on bytes
+_CHUNK = 1 << 15  # values unpacked to bits at once; a multiple of 8, so that chunks end on bytes
 
 
 def packed_bytes(count: int, width: int) -> int:

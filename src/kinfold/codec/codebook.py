@@ -20,6 +20,7 @@ INDEX_BITS = 12  # of a codeword's index: 11 for the direction, 1 for its sign
 LENGTH = 1024  # entries of a codeword
 _DIRECTIONS = 1 << (INDEX_BITS - 1)
 _LEVELS = 127  # of a vector's entries: 128 * 127 * 1024 < 2^24, so float32 sums are exact in any order
+_BLOCK = 1 << 17  # entries of the table drawn at once
 _CHUNK = 256  # vectors whose products are held at once: 2 MiB, about a core's cache
 
 
@@ -29,9 +30,14 @@ def codewords() -> torch.Tensor:
 
     Entry i of the row-major table is made of word i of the stream of seed 0 (see `uniform_bits`).
     """
-    words = uniform_bits(0, 0, _DIRECTIONS * LENGTH)
+    return torch.cat([_summed(start) for start in range(0, _DIRECTIONS * LENGTH, _BLOCK)]).reshape(-1, LENGTH)
+
+
+def _summed(start: int) -> torch.Tensor:
+    """Entries `start` to `start + _BLOCK` of the table: in blocks, as the words of all would take 160 MB."""
+    words = uniform_bits(0, start, _BLOCK)
     total = words.to(torch.int32).view(torch.uint8).reshape(-1, 4).sum(1, dtype=torch.int32)
-    return ((total - 509) >> 2).to(torch.int8).reshape(_DIRECTIONS, LENGTH)
+    return ((total - 509) >> 2).to(torch.int8)
 
 
 @cache

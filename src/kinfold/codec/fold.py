@@ -73,10 +73,10 @@ class Fold(Codec):
         words = _words(seed, live, rows, columns)
         if 8 * (room - dither.TABLES) > DITHER_RATE * entries:
             u = dither.field(*words).reshape(-1)
-            part = _rows(matrix, live).reshape(-1).numpy()
+            part = _laid(matrix, live, entries).numpy()
             return Payload(places + dither.encode(part, u, room), params | {"d": 1}, seed)
         count = _count(entries, columns, room)
-        vectors = _grouped(_rows(matrix, live), words, count)
+        vectors = _grouped(matrix, live, words, count)
         index, product = choose(vectors)
         amplitude = self._amplitude(squared_norm(matrix), float(product.sum()), count, entries)
         return Payload(places + _codebook_data(amplitude, index), params | {"g": count}, seed)
@@ -100,7 +100,7 @@ class Fold(Codec):
         (rows, columns), count = matrix.shape, payload.params["g"]
         live, data = _split(payload, rows)
         words = _words(payload.seed, live, rows, columns)
-        vectors, push_along = (_grouped(_rows(t, live), words, count) for t in (matrix, slope))
+        vectors, push_along = (_grouped(t, live, words, count) for t in (matrix, slope))
         _, index = _read_codebook(data, count, live.size * columns)
         first = -(-(rows + columns) // 4) * 4 + turn * -(-count // 4) * 4
         chosen = torch.nonzero(uniform_bits(payload.seed, first, count) < share * 2**32)[:, 0]
@@ -227,24 +227,33 @@ def _split(payload: Payload, rows: int) -> tuple[np.ndarray, memoryview]:
     return decode_positions(payload.data[:end], rows, touched), memoryview(payload.data)[end:]
 
 
-def _rows(matrix: torch.Tensor, live: np.ndarray) -> torch.Tensor:
-    """A copy of the live rows, to be changed in place."""
-    return matrix.clone() if live.size == len(matrix) else matrix[torch.from_numpy(live)]
+def _laid(matrix: torch.Tensor, live: np.ndarray, room: int) -> torch.Tensor:
+    """The live rows end to end in fresh memory for `room` entries, zeros after them."""
+    rows, columns = live.size, matrix.shape[1]
+    flat = torch.empty(room)
+    flat[rows * columns :] = 0
+    part = flat[: rows * columns].view(rows, columns)
+    if rows == len(matrix):
+        part.copy_(matrix)
+    else:
+        torch.index_select(matrix, 0, torch.from_numpy(live), out=part)
+    return flat
 
 
-def _grouped(part: torch.Tensor, words: tuple[np.ndarray, np.ndarray], count: int) -> torch.Tensor:
-    """(length, count): column g holds the entries g, g + count, g + 2 count, ... of `part`, signs flipped.
+def _grouped(matrix: torch.Tensor, live: np.ndarray, words: tuple[np.ndarray, np.ndarray], count: int) -> torch.Tensor:
+    """(length, count): column g holds the live entries g, g + count, g + 2 count, ..., signs turned.
 
-    Entries past the 1024th of a column are added onto the first ones: their codewords repeat.
+    Entries past the 1024th of a column are added onto the first ones: their codewords repeat. Only one copy of
+    the matrix is made, as this may be the largest tensor of a model.
     """
-    flat = _flip(part, *words).reshape(-1)
-    vectors = torch.zeros(min(-(-flat.numel() // count), LENGTH), count)
-    for some in flat.split(LENGTH * count):
-        full = some.numel() // count
-        vectors[:full] += some[: full * count].reshape(full, count)
-        if some.numel() > full * count:
-            vectors[full, : some.numel() - full * count] += some[full * count :]
-    return vectors
+    entries = live.size * matrix.shape[1]
+    length = -(-entries // count)
+    flat = _laid(matrix, live, (length if length <= LENGTH else -(-length // LENGTH) * LENGTH) * count)
+    _flip(flat[:entries].view(live.size, -1), *words)
+    vectors, *folded = flat.split(min(length, LENGTH) * count)
+    for more in folded:
+        vectors += more
+    return vectors.view(-1, count)
 
 
 def _ungrouped(index: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
