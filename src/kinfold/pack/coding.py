@@ -15,7 +15,7 @@ from kinfold.codec.sums import squared_distance, squared_norm
 from kinfold.errors import CodecError, PackError
 from kinfold.pack.manifest import Piece, Unit
 from kinfold.pack.plan import Importances, Job, naming
-from kinfold.pack.source import Sources, lay
+from kinfold.pack.source import Deltas, lay
 from kinfold.pack.units import Draft
 
 Reader = Callable[[Piece], torch.Tensor]
@@ -31,7 +31,7 @@ class Coded:
     norm: float = 0.0
 
 
-def encode(sources: Sources, job: Job, seed: int, importance: Importances) -> Coded:
+def encode(sources: Deltas, job: Job, seed: int, importance: Importances) -> Coded:
     """Code one unit and measure its error on what the decoder will give.
 
     Raises:
@@ -51,7 +51,7 @@ def encode(sources: Sources, job: Job, seed: int, importance: Importances) -> Co
         return Coded(payload.data, payload.params, *_errors(sources, draft, job.codec.decode(payload, draft.shape)))
 
 
-def _errors(sources: Sources, draft: Draft, decoded: torch.Tensor) -> tuple[float, float]:
+def _errors(sources: Deltas, draft: Draft, decoded: torch.Tensor) -> tuple[float, float]:
     """(relative error, norm of the delta), three digits; the delta is read again, a block at a time."""
     norm = missed = 0.0
     for piece, part in _split(decoded, list(draft.pieces)):

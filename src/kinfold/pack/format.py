@@ -143,7 +143,7 @@ class PackFile:
             raise PackError(
                 f"`{path}` has format {version!r}, this version reads {FORMAT}", hint="pip install -U kinfold"
             )
-        raw = _read(entries[MANIFEST])
+        raw = read_entry(entries[MANIFEST])
         if metadata.get("kinfold.manifest") != blake3(raw).hexdigest():
             raise PackError(f"the manifest of `{path}` is damaged: its hash differs", hint="fetch the pack again")
         manifest = Manifest.from_bytes(raw)
@@ -165,10 +165,15 @@ class PackFile:
 
     def entry(self, name: str) -> bytes:
         """The bytes of an entry, checked against its hash."""
-        data = _read(self.entries[name])
+        data = read_entry(self.entries[name])
         if short_hash(data) != self.manifest.entries[name]:
             raise PackError(f"`{name}` of `{self.path}` is damaged: its hash differs", hint="fetch the pack again")
         return data
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of the whole file, hex."""
+        return blake3(self.path.read_bytes()).hexdigest()
 
     def payloads(self) -> Iterator[tuple[Unit, bytes]]:
         """(unit, payload bytes) of every unit in order; reads each entry once."""
@@ -198,7 +203,8 @@ class PackFile:
             self.entry(name)
 
 
-def _read(info: TensorInfo) -> bytes:
+def read_entry(info: TensorInfo) -> bytes:
+    """All bytes of an entry, unchecked."""
     with info.file.open("rb") as file:
         file.seek(info.start)
         return file.read(info.nbytes)

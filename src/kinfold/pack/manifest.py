@@ -172,7 +172,7 @@ class Manifest(_Model):
             PackError: it does not decompress, parse, or contradicts itself.
         """
         try:
-            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=_json_limit(data))
+            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=json_limit(data))
             manifest = cls.model_validate_json(text)
             manifest._check()
         except (zstandard.ZstdError, ValidationError, ValueError) as cause:
@@ -222,7 +222,7 @@ class Manifest(_Model):
         return all(unit.codec == "exact" for unit in self.units)
 
 
-def _json_limit(data: bytes) -> int:
+def json_limit(data: bytes) -> int:
     size = zstandard.frame_content_size(data)
     if not 0 <= size <= min(MAX_MANIFEST, 2048 * len(data) + 4096):
         raise ValueError(f"it claims {size} bytes")

@@ -6,22 +6,20 @@ Merges, families and audits read their members through this and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from kinfold.checkpoint import DTYPES, Checkpoint, digests, fingerprint
+from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.fingerprint import specs_of
-from kinfold.errors import CheckpointError, PackError, WrongBaseError
-from kinfold.pack import coding
-from kinfold.pack.files import collect, unpack
-from kinfold.pack.format import FILES, PackFile
-from kinfold.pack.manifest import Manifest, Piece, Unit
-from kinfold.pack.restore import base_name, tensor_specs
-from kinfold.pack.source import Sources
+from kinfold.codec.sums import PIECE
+from kinfold.errors import WrongBaseError
+from kinfold.pack.manifest import Manifest, Piece
+from kinfold.pack.source import Deltas, lay
 from kinfold.pack.units import FLOATS
 from kinfold.report.progress import progress
 
@@ -98,6 +96,27 @@ class Member(ABC):
         """The delta as a product, where it is kept as one; None where only the dense delta is known."""
         return None
 
+    @abstractmethod
+    def skeleton(self, **facts: Any) -> tuple[Manifest, bytes]:
+        """A manifest without units that carries `facts`, and the bytes of the files it keeps."""
+
+    @property
+    def deltas(self) -> Deltas:
+        """The variant as encoding sees it."""
+        return _Seen(self)
+
+    def pieces(self) -> list[Piece]:
+        """Every tensor that must be stored, in pieces."""
+        base = {own: name for name, own in self.own.items() if name not in self.same}
+        names = [name for name in self.specs if name in base or name in self.whole]
+        specs = {name: {"dtype": self.specs[name][0], "shape": list(self.specs[name][1])} for name in names}
+        return [Piece(name=name, **specs[name], base=base.get(name)) for name in names]
+
+    @property
+    def reference_bytes(self) -> int:
+        """2 bytes for every weight in a tensor that differs from the base."""
+        return sum(2 * piece.numel for piece in self.pieces())
+
     @property
     def changed(self) -> list[str]:
         """The base's names of the tensors whose delta is not known to be zero."""
@@ -121,115 +140,40 @@ class Member(ABC):
         self.absent = [base for base in tensors if base not in met]
 
 
-class ModelMember(Member):
-    """A model directory."""
+class _Seen:
+    """A member's values and deltas, piece by piece."""
 
-    kind = "model"
+    def __init__(self, member: Member) -> None:
+        self._member = member
 
-    def __init__(self, name: str, path: Path, base: Base) -> None:
-        super().__init__(name, path, base)
-        self._checkpoint = Checkpoint.open(path)
-        self.sources = Sources.open(base.checkpoint, self._checkpoint, base.digests)
-        match = self.sources.match
-        self.fingerprint = self.sources.variant_fingerprint
-        self.specs = {name: (info.dtype, info.shape) for name, info in self._checkpoint.tensors.items()}
-        own_prefix, base_prefix = match.prefix
-        pairs = {name: base_prefix + name[len(own_prefix) :] for name in self.specs if name.startswith(own_prefix)}
-        self._place(pairs, {pair.name for pair in match.pairs if pair.status == "equal"})
+    def values(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        return lay([_rows(self._member.value(piece.name), piece) for piece in pieces])
 
-    def delta(self, name: str) -> torch.Tensor:
-        own = self.own[name]
-        dtype, shape = self.specs[own]
-        if name in self.same:
-            return torch.zeros(shape)
-        return self.sources.delta([Piece(name=own, dtype=dtype, shape=list(shape), base=name)])
-
-    def value(self, own_name: str) -> torch.Tensor:
-        return self._checkpoint.read(own_name)
-
-    def files(self) -> Mapping[str, bytes]:
-        found, blob, _ = collect(self.base.checkpoint, self._checkpoint)
-        return unpack(found, blob, self.base.checkpoint.directory)
-
-
-class PackMember(Member):
-    """A pack; its payloads are decoded one at a time."""
-
-    kind = "pack"
-
-    def __init__(self, name: str, path: Path, base: Base) -> None:
-        super().__init__(name, path, base)
-        self._pack = PackFile.open(path)
-        self.manifest: Manifest = self._pack.manifest
-        require_base(self.manifest.base.fingerprint, self.manifest.base.name, path, base)
-        self.codec = self.manifest.codec
-        self.fingerprint = self.manifest.variant.fingerprint
-        self.specs = dict(sorted(tensor_specs(self.manifest, base.checkpoint).items()))
-        self._units = {piece.name: number for number, unit in enumerate(self.manifest.units) for piece in unit.pieces}
-        pairs = {name: base_name(self.manifest, name) for name in self.specs if self._has_prefix(name)}
-        pairs |= {p.name: p.base for unit in self.manifest.units for p in unit.pieces if p.base is not None}
-        self._place(pairs, set(self.manifest.equal))
-        self._last: tuple[int, bool, dict[str, torch.Tensor]] = (-1, False, {})
-
-    def _has_prefix(self, name: str) -> bool:
-        return name.startswith(self.manifest.prefix[0])
-
-    def delta(self, name: str) -> torch.Tensor:
-        own = self.own[name]
-        shape = self.specs[own][1]
-        if name in self.same:
-            return torch.zeros(shape)
-        number = self._units.get(own)
-        if number is not None:
-            unit = self.manifest.units[number]
-            if unit.codec != "exact" and any((p.name, p.base) == (own, name) for p in unit.pieces):
-                return self._decoded(number, delta=True)[own].reshape(shape)
-        reference, value = self.base.checkpoint.read(name), self.value(own)
-        wide = torch.float64 if torch.float64 in (value.dtype, reference.dtype) else torch.float32
-        return (value.to(wide) - reference.to(wide)).float()
-
-    def value(self, own_name: str) -> torch.Tensor:
-        target = self._target(own_name)
-        if target in self._units:
-            dtype, shape = self.specs[own_name]
-            parts = [n for n, unit in enumerate(self.manifest.units) if any(p.name == target for p in unit.pieces)]
-            if len(parts) == 1:
-                return self._decoded(parts[0], delta=False)[target]
-            whole = torch.empty(shape, dtype=DTYPES[dtype])
-            for number in parts:  # a tensor that grew lies in two units
-                piece = next(p for p in self.manifest.units[number].pieces if p.name == target)
-                whole[slice(*piece.rows) if piece.rows else ...] = self._decoded(number, delta=False)[target]
-            return whole
-        return self.base.checkpoint.read(base_name(self.manifest, target))
-
-    def files(self) -> Mapping[str, bytes]:
-        blob = self._pack.entry(FILES) if FILES in self._pack.entries else b""
-        return unpack(self.manifest.files, blob, self.base.checkpoint.directory)
-
-    def factors(self, name: str) -> Pair | None:
-        number = self._units.get(self.own[name])
-        if name in self.same or number is None:
+    def reference(self, pieces: Sequence[Piece]) -> torch.Tensor | None:
+        if pieces[0].base is None:
             return None
-        found = coding.factors(self.manifest.units[number], self._pack.payload(number), self.manifest.seed)
-        return None if found is None else (found[0].double(), found[1].double())
+        read = self._member.base.checkpoint.read
+        return lay([read(piece.base, piece.row_range) for piece in pieces if piece.base is not None])
 
-    def _target(self, own: str) -> str:
-        return self.manifest.alias.get(own, own)
+    def delta(self, pieces: Sequence[Piece]) -> torch.Tensor:
+        parts = [self._delta(piece) for piece in pieces]
+        return parts[0] if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
 
-    def _decoded(self, number: int, *, delta: bool) -> dict[str, torch.Tensor]:
-        """The pieces of a unit by name; the last unit is kept, for small tensors share one."""
-        if self._last[:2] != (number, delta):
-            unit, payload = self.manifest.units[number], self._pack.payload(number)
-            found = coding.decode_delta(unit, payload, self.manifest.seed) if delta else self._values(unit, payload)
-            self._last = (number, delta, {piece.name: tensor for piece, tensor in found})
-        return self._last[2]
+    def delta_blocks(self, piece: Piece) -> Iterator[tuple[int, torch.Tensor]]:
+        flat, position = self._delta(piece).reshape(-1), 0
+        for block in flat.split(PIECE):
+            yield position, block
+            position += block.numel()
 
-    def _values(self, unit: Unit, payload: bytes) -> list[tuple[Piece, torch.Tensor]]:
-        def read(piece: Piece) -> torch.Tensor:
-            assert piece.base is not None  # decode asks for pieces with a base only
-            return self.base.checkpoint.read(piece.base, piece.row_range)
+    def _delta(self, piece: Piece) -> torch.Tensor:
+        if piece.base in self._member.own and piece.rows is None:
+            return self._member.delta(piece.base)
+        value, reference = self.values([piece]).float(), self.reference([piece])
+        return value if reference is None else value - reference.float()
 
-        return list(coding.decode(unit, payload, self.manifest.seed, read))
+
+def _rows(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+    return tensor[slice(*piece.rows)] if piece.rows else tensor
 
 
 def require_base(wanted: str, wanted_name: str, path: Path, base: Base) -> None:
@@ -246,39 +190,6 @@ def require_base(wanted: str, wanted_name: str, path: Path, base: Base) -> None:
         )
 
 
-def open_member(path: PathLike, base: Base, name: str | None = None) -> Member:
-    """A member of whatever kind lies at `path`.
-
-    Raises:
-        CheckpointError, PackError: nothing readable is there.
-        WrongBaseError: a pack of another base.
-    """
-    path = Path(path)
-    kind = PackMember if path.is_file() else ModelMember
-    if not path.exists():
-        raise CheckpointError(
-            f"there is no `{path}`; a member is a model directory, a pack, or a PEFT adapter folder",
-            hint=f"ls {path.parent}",
-        )
-    return kind(name or stem(path), path, base)
-
-
 def stem(path: Path) -> str:
     """The name a member goes by when the user gave none."""
     return path.resolve().name.removesuffix(".safetensors").removesuffix(".kin")
-
-
-def open_members(
-    members: Sequence[PathLike] | Mapping[str, PathLike], base: Base, error: type[Exception] = PackError
-) -> list[Member]:
-    """All members of one base, in the order given.
-
-    Raises:
-        error: two members of one name.
-    """
-    named = members.items() if isinstance(members, Mapping) else [(stem(Path(path)), path) for path in members]
-    names = [name for name, _ in named]
-    for name in names:
-        if names.count(name) > 1:
-            raise error(f"two members are called `{name}`; names are the stems of their paths, and each must differ")
-    return [open_member(path, base, name) for name, path in named]

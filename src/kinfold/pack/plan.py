@@ -16,7 +16,7 @@ from kinfold.codec.threads import ordered_map
 from kinfold.errors import BudgetError, CodecError
 from kinfold.pack.format import entry_sizes, pack_bytes, short_hash
 from kinfold.pack.manifest import Manifest, Unit
-from kinfold.pack.source import Sources
+from kinfold.pack.source import Deltas, Sources
 from kinfold.pack.units import FLOATS, Draft, is_matrix
 
 KEPT_SHARE = 20  # what is kept (norms, biases, heads) may take a twentieth of the file at full fidelity
@@ -86,7 +86,7 @@ def plan(
         return [Job(draft, None, 8 * draft.nbytes) for draft in drafted], whole
     overhead = _overhead(skeleton, matrices, kept, codec, total, files_bytes) + spare
     failure: tuple[BudgetError, int] | None = None
-    for kept_jobs, last in _keep(sources, kept, codec, total // KEPT_SHARE):
+    for kept_jobs, last in keep(sources, kept, codec, total // KEPT_SHARE):
         taken = overhead + sum(-(-job.bits // 8) for job in kept_jobs)
         if taken > total and not last:
             continue
@@ -136,16 +136,16 @@ def _settle(
     return codec.settle(shapes, surveys, sum(each) if isinstance(given, list) else given)
 
 
-def _poisoned(sources: Sources, draft: Draft) -> bool:
+def _poisoned(sources: Deltas, draft: Draft) -> bool:
     """Whether small tensors hold NaN or infinity and are kept exactly; a matrix that does is refused later."""
     return not is_matrix(draft.pieces[0]) and not _finite(sources, draft)
 
 
-def _finite(sources: Sources, draft: Draft) -> bool:
+def _finite(sources: Deltas, draft: Draft) -> bool:
     return bool(torch.isfinite(sources.delta(draft.pieces)).all())
 
 
-def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:
+def keep(sources: Deltas, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:
     """Ways to keep what the codec does not take, most faithful first, and whether it is the last.
 
     They are: exact, 8 bits, 4 bits, and for a codec that takes vectors its own code at 2 bits a value.
@@ -166,12 +166,12 @@ def _keep(sources: Sources, kept: Sequence[Draft], codec: Codec, room: int) -> I
             yield jobs, last
 
 
-def _exact_job(sources: Sources, draft: Draft) -> Job:
+def _exact_job(sources: Deltas, draft: Draft) -> Job:
     payload = exact.encode(sources.values(draft.pieces), sources.reference(draft.pieces))
     return Job(draft, None, 8 * len(payload), Payload(payload))
 
 
-def _rounded_job(sources: Sources, draft: Draft, rounding: Codec, bits: int) -> Job:
+def _rounded_job(sources: Deltas, draft: Draft, rounding: Codec, bits: int) -> Job:
     """Rounded at `bits` a value, or at the codec's own width where that is 0."""
     if draft.pieces[0].dtype in FLOATS and _finite(sources, draft):
         least = rounding.minimum_bits(draft.shape)

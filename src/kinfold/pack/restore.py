@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 
 from kinfold.checkpoint import DTYPES, Checkpoint, CheckpointWriter, atomic_directory, digests, fingerprint
 from kinfold.checkpoint.atomic import refuse_existing
@@ -46,7 +45,7 @@ class RestoreReport:
 
 
 def restore(
-    pack: str | Path,
+    pack: str | Path | PackFile,
     base: str | Path,
     out: str | Path,
     *,
@@ -57,7 +56,7 @@ def restore(
     """Write the variant as a model directory that `from_pretrained` reads.
 
     Args:
-        pack: the pack file.
+        pack: the pack file, or one that is open.
         base: model directory of the base it was made from.
         out: the directory to write; it appears whole or not at all.
         force: accept another base of fitting shapes; the card in `out` records it.
@@ -73,7 +72,7 @@ def restore(
     refuse_existing(out, overwrite)
     if out.resolve() == Path(base).resolve():
         raise OutputError(f"`{out}` is the base itself", hint="choose another -o")
-    opened, checkpoint = PackFile.open(pack), Checkpoint.open(base)
+    opened, checkpoint = _opened(pack), Checkpoint.open(base)
     manifest = opened.manifest
     forced = check_base(opened, checkpoint, force)
     files = unpack(manifest.files, opened.entry(FILES) if FILES in opened.entries else b"", checkpoint.directory)
@@ -100,14 +99,20 @@ def restore(
     return RestoreReport(str(out), len(specs), written.nbytes, manifest.lossless and not forced, forced)
 
 
-def load(pack: str | Path, base: str | Path, *, force: bool = False, dtype: torch.dtype | None = None) -> Any:
+def _opened(pack: str | Path | PackFile) -> PackFile:
+    return pack if isinstance(pack, PackFile) else PackFile.open(pack)
+
+
+def load(
+    pack: str | Path | PackFile, base: str | Path, *, force: bool = False, dtype: torch.dtype | None = None
+) -> Any:
     """The variant as a `transformers` model in memory; nothing is written to disk but its config.
 
     The model's class is the one the config names. Tensors that class does not know (a head of your own)
     are left out, as `from_pretrained` does.
 
     Args:
-        pack: the pack file.
+        pack: the pack file, or one that is open.
         base: model directory of the base.
         force: accept another base of fitting shapes.
         dtype: of the model; None keeps the variant's.
@@ -117,7 +122,7 @@ def load(pack: str | Path, base: str | Path, *, force: bool = False, dtype: torc
     """
     import transformers
 
-    opened, checkpoint = PackFile.open(pack), Checkpoint.open(base)
+    opened, checkpoint = _opened(pack), Checkpoint.open(base)
     check_base(opened, checkpoint, force)
     manifest = opened.manifest
     state = weights(opened, checkpoint)
@@ -246,7 +251,7 @@ def _card_facts(opened: PackFile, forced: bool) -> dict[str, Any]:
         "base": manifest.base.name,
         "base_fingerprint": manifest.base.fingerprint,
         "pack": opened.path.name,
-        "pack_hash": blake3(opened.path.read_bytes()).hexdigest(),
+        "pack_hash": opened.digest,
         "file_bytes": opened.file_bytes,
         "reference_bytes": manifest.reference_bytes,
         "codec": manifest.codec,

@@ -5,14 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
+from kinfold._version import __version__
 from kinfold.checkpoint import Checkpoint, Match, digests, fingerprint, match
 from kinfold.checkpoint.fingerprint import specs_of
 from kinfold.codec.sums import PIECE
-from kinfold.pack.manifest import Piece
+from kinfold.pack.manifest import Manifest, Piece, SideFile, Source
 from kinfold.report.progress import progress
+
+
+class Deltas(Protocol):
+    """What encoding needs to see of a variant and its base."""
+
+    def values(self, pieces: Sequence[Piece]) -> torch.Tensor: ...
+
+    def reference(self, pieces: Sequence[Piece]) -> torch.Tensor | None: ...
+
+    def delta(self, pieces: Sequence[Piece]) -> torch.Tensor: ...
+
+    def delta_blocks(self, piece: Piece) -> Iterator[tuple[int, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,23 @@ class Sources:
         """2 bytes for every weight in a tensor that differs from the base."""
         differ = [pair.name for pair in self.match.pairs if pair.status not in ("equal", "alias")]
         return sum(2 * self.variant.tensors[name].numel for name in differ)
+
+    def manifest(self, files: Sequence[SideFile], left_out: Sequence[str], **facts: Any) -> Manifest:
+        """A manifest without units: what is equal, alias or absent, and whatever `facts` the caller has."""
+        return Manifest(
+            created_by=f"kinfold {__version__}, torch {torch.__version__}",
+            base=_source(self.base, self.base_fingerprint),
+            variant=_source(self.variant, self.variant_fingerprint),
+            reference_bytes=self.reference_bytes,
+            prefix=list(self.match.prefix),
+            units=[],
+            equal=[pair.name for pair in self.match.pairs if pair.status == "equal"],
+            alias={pair.name: pair.base for pair in self.match.pairs if pair.status == "alias" and pair.base},
+            absent=self.match.absent,
+            files=list(files),
+            left_out=list(left_out),
+            **facts,
+        )
 
     def values(self, pieces: Sequence[Piece]) -> torch.Tensor:
         """The variant's values of `pieces`, in its dtype: one piece's shape, or all laid end to end."""
@@ -86,3 +117,8 @@ class Sources:
 def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor as it is; several flattened and concatenated."""
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _source(checkpoint: Checkpoint, fingerprint: str) -> Source:
+    name = checkpoint.directory.resolve().name
+    return Source(name=name, fingerprint=fingerprint, bytes=checkpoint.nbytes, metadata=checkpoint.metadata)

@@ -54,7 +54,7 @@ def drafts(
     """
     matrices, small, kept = [], [], []
     for pair in match.pairs:
-        for piece in _pieces(pair, variant):
+        for piece in pieces_of(pair, variant):
             if lossless or not _has_float_delta(piece, base):
                 kept.append(piece)
             elif is_matrix(piece):
@@ -62,10 +62,11 @@ def drafts(
             else:
                 (small if vectors else kept).append(piece)
     alone = [Draft((piece,), True) for piece in matrices]
-    return alone + [Draft(group, True) for group in _groups(small)] + [Draft(group, False) for group in _groups(kept)]
+    return alone + [Draft(group, True) for group in groups(small)] + [Draft(group, False) for group in groups(kept)]
 
 
-def _pieces(pair: Pair, variant: Checkpoint) -> Iterator[Piece]:
+def pieces_of(pair: Pair, variant: Checkpoint) -> Iterator[Piece]:
+    """What of a tensor must be stored: nothing, the whole, or the rows that the base has and the new ones."""
     info = variant.tensors[pair.name]
     spec = {"name": pair.name, "dtype": info.dtype, "shape": list(info.shape)}
     if pair.status == "new":
@@ -89,7 +90,8 @@ def is_matrix(piece: Piece) -> bool:
     return large and min(matrix_sides(piece.part)) > 1
 
 
-def _groups(kept: list[Piece]) -> Iterator[tuple[Piece, ...]]:
+def groups(kept: list[Piece]) -> Iterator[tuple[Piece, ...]]:
+    """Small pieces laid together, those of one dtype that have a base apart from those that have none."""
     open_groups: dict[tuple[str, bool], list[Piece]] = {}
     for piece in kept:
         if piece.numel >= ALONE:

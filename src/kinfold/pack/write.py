@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from blake3 import blake3
 
-from kinfold._version import __version__
 from kinfold.budget import Budget, Calibration
 from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.atomic import disk_errors, refuse_existing
@@ -23,7 +21,7 @@ from kinfold.pack import coding
 from kinfold.pack.calibrate import calibrated
 from kinfold.pack.files import collect
 from kinfold.pack.format import pack_bytes, seal, write_pack
-from kinfold.pack.manifest import Manifest, Source, Unit
+from kinfold.pack.manifest import Manifest, Unit
 from kinfold.pack.plan import Importances, Job, plan
 from kinfold.pack.search import smallest
 from kinfold.pack.source import Sources
@@ -114,23 +112,14 @@ def pack(
         vectors=lossy is not None and lossy.takes_vectors,
     )
     files, blob, left_out = collect(sources.base, sources.variant)
-    manifest = Manifest(
-        created_by=f"kinfold {__version__}, torch {torch.__version__}",
+    manifest = sources.manifest(
+        files,
+        left_out,
         codec=lossy.name if lossy else "exact",
         options=lossy.config.model_dump(exclude_defaults=True) if lossy else {},
         budget=target.text if target else None,
         seed=seed,
         calibration=calibration.digest if calibration else None,
-        base=_source(sources.base, sources.base_fingerprint),
-        variant=_source(sources.variant, sources.variant_fingerprint),
-        reference_bytes=sources.reference_bytes,
-        prefix=list(sources.match.prefix),
-        units=[],
-        equal=[pair.name for pair in sources.match.pairs if pair.status == "equal"],
-        alias={pair.name: pair.base for pair in sources.match.pairs if pair.status == "alias" and pair.base},
-        absent=sources.match.absent,
-        files=files,
-        left_out=left_out,
     )
     matrices = [draft for draft in drafted if draft.matrix]
     with calibrated(sources, matrices, lossy, target, calibration, seed) as guide:
@@ -199,11 +188,6 @@ def _checked(
             hint="pass --calibrate FILE.jsonl, or --option score=frob",
         )
     return lossy, target
-
-
-def _source(checkpoint: Checkpoint, fingerprint: str) -> Source:
-    name = checkpoint.directory.resolve().name
-    return Source(name=name, fingerprint=fingerprint, bytes=checkpoint.nbytes, metadata=checkpoint.metadata)
 
 
 def _key(manifest: Manifest, jobs: Sequence[Job]) -> str:

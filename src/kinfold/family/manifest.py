@@ -1,0 +1,77 @@
+"""What a family file says of itself; `docs/FORMAT.md` is the normative text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import zstandard
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from kinfold.errors import PackError
+from kinfold.pack.manifest import Count, Hash, Name, Source, json_limit
+
+MemberName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^#/\\\x00]+$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shared(_Model):
+    """The shared section of one layer.
+
+    Attributes:
+        tensor: the base's name of it.
+        codec: `rmm` or `jd`.
+        shape: of the tensor.
+        bytes: of the section.
+        params: what the decoder needs.
+    """
+
+    tensor: Name
+    codec: Name
+    shape: list[Count] = Field(min_length=1, max_length=64)
+    bytes: Count
+    params: dict[str, Any]
+
+
+class FamilyManifest(_Model):
+    """Everything that is common to all members, and their names."""
+
+    created_by: str
+    method: Name
+    budget: str | None = None
+    seed: int = 0
+    base: Source
+    members: list[MemberName]
+    shared: list[Shared] = []
+    notes: dict[str, Any] = {}
+    entries: dict[Name, Hash] = {}
+
+    @field_validator("members")
+    @classmethod
+    def _once(cls, members: list[str]) -> list[str]:
+        if len(set(members)) != len(members):
+            raise ValueError("a member is listed twice")
+        return members
+
+    def to_bytes(self) -> bytes:
+        """JSON in the order of the fields, defaults left out, compressed with zstd."""
+        return zstandard.ZstdCompressor(level=19).compress(self.model_dump_json(exclude_defaults=True).encode())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FamilyManifest:
+        """Read and check a manifest.
+
+        Raises:
+            PackError: it does not decompress, parse, or contradicts itself.
+        """
+        try:
+            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=json_limit(data))
+            manifest = cls.model_validate_json(text)
+            tensors = [shared.tensor for shared in manifest.shared]
+            if len(set(tensors)) != len(tensors):
+                raise ValueError("a layer is listed twice")
+        except (zstandard.ZstdError, ValidationError, ValueError) as cause:
+            raise PackError(f"the family's manifest is damaged: {str(cause).splitlines()[0]}") from cause
+        return manifest

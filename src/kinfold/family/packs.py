@@ -1,0 +1,60 @@
+"""Members coded each alone by `fold`, side by side in one file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kinfold.errors import BudgetError
+from kinfold.family.file import Part, family_bytes
+from kinfold.family.manifest import FamilyManifest
+from kinfold.pack.format import FILES, PackFile
+from kinfold.pack.member import Member
+from kinfold.pack.members import materialise
+from kinfold.pack.write import pack
+
+_CLOSE = 512  # bytes: a second round for less is not worth its time
+_ROUNDS = 4
+
+
+def pack_members(
+    members: Sequence[Member], skeleton: FamilyManifest, total: int, text: str
+) -> tuple[FamilyManifest, dict[str, bytes], list[Part], int]:
+    """Pack every member at its share of `total` bytes, in proportion to its changed weights.
+
+    Packs that fit their share are taken over as they are.
+
+    Raises:
+        BudgetError: the shares are too small.
+    """
+    weights = [max(member.reference_bytes, 1) for member in members]
+    room, least = total, 0
+    for _ in range(_ROUNDS):
+        shares = [room * weight // sum(weights) for weight in weights]
+        parts = [_packed(member, share, skeleton.seed) for member, share in zip(members, shares, strict=True)]
+        size = family_bytes(skeleton, {}, parts)
+        if size <= total:
+            return skeleton, {}, parts, size
+        room, least = room - (size - total) - _CLOSE, size
+    raise BudgetError(f"a budget of `{text}` is {total} bytes; these members need {least}", least_bytes=least)
+
+
+def _packed(member: Member, share: int, seed: int) -> Part:
+    if member.kind == "pack" and member.path.stat().st_size <= share:
+        return absorbed(member.name, PackFile.open(member.path))
+    with tempfile.TemporaryDirectory(prefix="kinfold-") as folder:
+        directory = member.path
+        if member.kind != "model":
+            directory = Path(folder) / "model"
+            materialise(member, directory)
+        out = Path(folder) / "member.kin.safetensors"
+        pack(member.base.checkpoint.directory, directory, out, budget=share, seed=seed)
+        return absorbed(member.name, PackFile.open(out))
+
+
+def absorbed(name: str, opened: PackFile) -> Part:
+    """A pack as a member of a family; nothing of it changes."""
+    payloads = b"".join(data for _, data in opened.payloads())
+    files = opened.entry(FILES) if FILES in opened.entries else b""
+    return Part(name, opened.manifest.model_copy(update={"entries": {}}), payloads + files)
