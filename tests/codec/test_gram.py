@@ -44,6 +44,14 @@ def test_factors_give_what_their_products_give() -> None:
     whole = vectors(*MIXED)
     assert np.allclose(found, whole @ whole.T, rtol=1e-10, atol=1e-10)
     assert (found == found.T).all()
+    assert np.allclose(g.gram(MIXED[1::2]), (whole @ whole.T)[1::2, 1::2], rtol=1e-10)
+
+
+def test_many_members_take_smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(g, "_AT_ONCE", 40)
+    deltas = [gauss(7, 5, seed=seed) for seed in range(12)]
+    whole = vectors(*deltas)
+    assert np.allclose(g.gram(deltas), whole @ whole.T, rtol=1e-10, atol=1e-14)
 
 
 def test_factors_of_a_kernel_meet_a_dense_kernel() -> None:

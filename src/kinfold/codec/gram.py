@@ -17,6 +17,7 @@ from kinfold.codec.sums import PIECE
 Pair = tuple[torch.Tensor, torch.Tensor]
 Delta = torch.Tensor | Pair
 
+_AT_ONCE = 1 << 22  # entries of all members in float64: 32 MiB
 _ROUNDS = 1000
 _SETTLED = 1e-10
 _SMOOTHING = 1e-12  # of the largest squared norm: a distance of zero must not divide
@@ -68,11 +69,12 @@ def _dense(left: Sequence, right: Sequence | None = None) -> np.ndarray:
         return total
     flat = [tensor.detach().reshape(-1) for tensor in rows]
     entries = flat[0].numel()
-    buffer = torch.empty(len(rows), min(PIECE, entries), dtype=torch.float64)
-    for start in range(0, entries, PIECE):
-        block = buffer[:, : min(PIECE, entries - start)]
+    step = max(1, min(PIECE, entries, _AT_ONCE // len(rows)))
+    buffer = torch.empty(len(rows), step, dtype=torch.float64)
+    for start in range(0, entries, step):
+        block = buffer[:, : min(step, entries - start)]
         for row, tensor in zip(block, flat, strict=True):
-            row.copy_(tensor[start : start + PIECE])
+            row.copy_(tensor[start : start + step])
         other = block if right is None else block[split:]
         total += (block[:split] @ other.T).numpy()
     return total
