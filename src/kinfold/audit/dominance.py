@@ -12,7 +12,8 @@ from kinfold.audit.measure import MEMORY_LIMIT, Grams, member_grams, tensor_gram
 from kinfold.audit.report import DEFAULTS, DominanceReport, DominanceThresholds, GramHistory, MemberDominance
 from kinfold.audit.verdict import judge, require_members
 from kinfold.errors import AuditError
-from kinfold.pack.member import Base, Member, PathLike, open_members
+from kinfold.pack.member import Base, Member, PathLike
+from kinfold.pack.members import open_members
 
 __all__ = [
     "DominanceReport",
