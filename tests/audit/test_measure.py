@@ -14,7 +14,8 @@ import kinfold
 from kinfold.audit import measure
 from kinfold.audit.measure import member_grams, tensor_grams
 from kinfold.errors import AuditError
-from kinfold.pack.member import Base, open_members
+from kinfold.pack.member import Base
+from kinfold.pack.members import open_members
 from models import PICO, Tensors, perturbed, pico, save
 
 BASE = pico()

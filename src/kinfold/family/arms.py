@@ -15,7 +15,8 @@ from kinfold.family.gauge import aligned, squared_product_error, squared_product
 Pair = tuple[torch.Tensor, torch.Tensor]
 _NARROW = (8, 4)  # widths that a plan chooses from
 _TRUNCATED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ranks of `truncsvd`
-_JOINT = (4, 8, 12, 16, 24, 32, 48, 64, 96)  # ranks of `jd`
+_JOINT = (8, 16, 32, 48, 64, 96)  # ranks of `jd`
+_ROUGHLY = 1e-3  # `jd` stops when a round captures less than this share more: enough to plan by
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def joint(layer: Layer, ranks: Sequence[int] = _JOINT, widths: Sequence[int] = _
         return
     most = min(sum(a.shape[1] for a, _ in layer.pairs), *layer.sides)
     for rank in sorted({min(rank, most) for rank in ranks} - {0}):
-        model = jd.fit(layer.pairs, rank)
+        model = jd.fit(layer.pairs, rank, _ROUGHLY)
         for width in widths:
             params, shared, own = sections.encode_jd(model, width)
             found = [sections.decode("jd", params, layer.sides, shared, data) for data in own]

@@ -25,8 +25,14 @@ class Jd:
     cores: tuple[torch.Tensor, ...]
 
 
-def fit(pairs: Sequence[Pair], rank: int) -> Jd:
-    """Bases of `rank` columns for the members' deltas A_i C_i^T; exact when they span all factors."""
+def fit(pairs: Sequence[Pair], rank: int, close: float = _CLOSE) -> Jd:
+    """Bases of `rank` columns for the members' deltas A_i C_i^T; exact when they span all factors.
+
+    Args:
+        pairs: A (m, r) and C (d, r) of each member.
+        rank: columns of the bases.
+        close: stop when a round captures less than this share more.
+    """
     pairs = [(a.double(), c.double()) for a, c in pairs]
     rank = min(rank, sum(a.shape[1] for a, _ in pairs), pairs[0][0].shape[0], pairs[0][1].shape[0])
     v = _leading([c @ _root(a.T @ a) for a, c in pairs], rank)
@@ -36,7 +42,7 @@ def fit(pairs: Sequence[Pair], rank: int) -> Jd:
         u = _leading([a @ (c.T @ v) for a, c in pairs], rank)
         v = _leading([c @ (a.T @ u) for a, c in pairs], rank)
         found = sum(float(((u.T @ a) @ (c.T @ v)).square().sum()) for a, c in pairs)
-        if found - captured <= _CLOSE * max(found, 1e-300):
+        if found - captured <= close * max(found, 1e-300):
             break
         captured = found
     return Jd(u, v, tuple((u.T @ a) @ (c.T @ v) for a, c in pairs))
@@ -44,11 +50,14 @@ def fit(pairs: Sequence[Pair], rank: int) -> Jd:
 
 def _leading(blocks: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     """Leading left singular vectors of the blocks side by side, signs canonical."""
-    u = torch.linalg.svd(torch.cat(list(blocks), 1), full_matrices=False)[0][:, :rank]
-    if u.shape[1]:
-        peak = u.gather(0, u.abs().argmax(0, keepdim=True))
-        u = u * torch.where(peak < 0, -1.0, 1.0).double()
-    return u
+    wide = torch.cat(list(blocks), 1)
+    if wide.shape[1] > wide.shape[0]:  # the same span in fewer columns
+        values, vectors = torch.linalg.eigh(wide @ wide.T)
+        u = vectors[:, -rank:].flip(1)
+    else:
+        u = torch.linalg.svd(wide, full_matrices=False)[0][:, :rank]
+    peak = u.gather(0, u.abs().argmax(0, keepdim=True)) if u.shape[1] else u
+    return u * torch.where(peak < 0, -1.0, 1.0).double()
 
 
 def _root(gram: torch.Tensor) -> torch.Tensor:
