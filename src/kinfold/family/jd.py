@@ -52,8 +52,8 @@ def _leading(blocks: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     """Leading left singular vectors of the blocks side by side, signs canonical."""
     wide = torch.cat(list(blocks), 1)
     if wide.shape[1] > wide.shape[0]:  # the same span in fewer columns
-        values, vectors = torch.linalg.eigh(wide @ wide.T)
-        u = vectors[:, -rank:].flip(1)
+        vectors = torch.linalg.eigh(wide @ wide.T)[1]
+        u = vectors[:, len(vectors) - rank :].flip(1)
     else:
         u = torch.linalg.svd(wide, full_matrices=False)[0][:, :rank]
     peak = u.gather(0, u.abs().argmax(0, keepdim=True)) if u.shape[1] else u
