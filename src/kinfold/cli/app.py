@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from kinfold._version import __version__
-from kinfold.cli import show
+from kinfold.cli import show, show_family
 from kinfold.cli.output import DONE, FOUND, Format, emit
 from kinfold.errors import CodecError
 
@@ -116,22 +116,26 @@ def inspect(
     plot: Path | None = None,
     format: AsFormat = "human",
 ) -> None:
-    """Show bytes, codec, rank and error of a pack, without its base.
+    """Show bytes, codec, rank and error of a pack, or the members of a family; the base is not needed.
 
     Parameters
     ----------
     pack
-        The pack file.
+        The pack or family file.
     tensors
         One line for every tensor.
     plot
-        Write an HTML report with figures to this path.
+        Write an HTML report with figures to this path; of packs only.
     format
         human or json.
     """
     import kinfold
+    from kinfold.family import FamilyReport
 
     info = kinfold.inspect(pack)
+    if isinstance(info, FamilyReport):
+        emit(info, format, lambda: show_family.described(info, tensors))
+        return
     if plot is not None:
         from kinfold.report.html import write_pack_report
 
@@ -176,12 +180,12 @@ def restore(
 
 @app.command
 def verify(pack: Path, *, base: Path | None = None, format: AsFormat = "human") -> int:
-    """Check a pack's structure and hashes; with its base, decode every tensor too. Exits with 3 on damage.
+    """Check a pack or a family; with its base, decode every tensor too. Exits with 3 on damage.
 
     Parameters
     ----------
     pack
-        The pack file.
+        The pack or family file.
     base
         Model directory of the base.
     format
