@@ -35,7 +35,7 @@ def pack(
     *,
     output: Output,
     codec: str = "fold",
-    budget: str = "1/100",
+    budget: str | None = None,
     option: tuple[str, ...] = (),
     calibrate: Path | None = None,
     labels: Literal["model", "data"] = "model",
@@ -59,8 +59,8 @@ def pack(
     codec
         fold, exact, osd, truncsvd, bitdelta, dare or magnitude.
     budget
-        Of the whole file: a size (4MB), a fraction of the reference size (1/100), rank:4, or exact; or
-        gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
+        Of the whole file: a size (4MB), a fraction of the reference size (1/100, where none is given), rank:4, or
+        exact; or gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
     option
         KEY=VALUE for the codec; may be repeated.
     calibrate

@@ -32,7 +32,7 @@ def run(app: App, argv: Sequence[str]) -> int:
         say_error(str(error), error.hint)
         return FOUND if isinstance(error, DominanceError) else AT_FAULT
     except CycloptsError as error:
-        say_error(str(error), "kinfold --help")
+        say_error(str(error), " ".join(["kinfold", *[word for word in argv[:1] if word in app], "--help"]))
         return USAGE
     except KeyboardInterrupt:
         say_error("interrupted", "run the same command again to go on")

@@ -61,7 +61,7 @@ def load(
     """A variant as a `transformers` model in memory; nothing is written to disk but its config.
 
     The model's class is the one the config names. Tensors that class does not know (a head of your own)
-    are left out, as `from_pretrained` does, with a warning.
+    are left out with a warning.
 
     Args:
         path: a pack, or a family.
