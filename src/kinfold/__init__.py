@@ -4,6 +4,7 @@ from kinfold._version import __version__
 from kinfold.budget import Calibration
 from kinfold.compare import compare
 from kinfold.errors import KinfoldError
+from kinfold.family.merge import merge, merge_recipe
 from kinfold.pack import diff, inspect, load, pack, restore, verify
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "diff",
     "inspect",
     "load",
+    "merge",
+    "merge_recipe",
     "pack",
     "restore",
     "verify",
