@@ -90,7 +90,7 @@ def models(folder: Path, dtype: torch.dtype, hidden: int = 64, vocabulary: int =
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     paths = []
     for number in range(MEMBERS + 1):
@@ -201,6 +201,7 @@ def merged(programs: Path, folder: Path, dtype: str) -> list[dict[str, Any]]:
     rows = []
     for method in methods:
         pair = folder / f"theirs-{method}", folder / f"ours-{method}"
+        facts: dict[str, Any]
         if method in EXACT:
             facts = exact_row(*pair, paths, method)
         else:

@@ -22,7 +22,7 @@ def core_space(deltas: list[torch.Tensor], *, site: Site, rank: Annotated[int, F
     Members kept as factors go in whole, with nothing lost. Of a full delta the `rank` leading singular triplets
     do, the rest of it is left out of the merge. Vectors are merged as they are.
     """
-    if deltas[0].dim() < 2:
+    if deltas[0].dim() < 2 or deltas[0].numel() == 0:
         return None
     shape = deltas[0].shape
     pairs = site.factors() or [None] * len(deltas)

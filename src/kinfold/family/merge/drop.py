@@ -70,11 +70,13 @@ def della(
     shares = per_member(density, len(deltas), "density")
     widths = per_member(epsilon, len(deltas), "epsilon")
     for delta, seed, share, width in zip(deltas, site.seeds, shares, widths, strict=True):
+        if delta.numel() == 0:
+            continue
         rows = delta.reshape(delta.shape[0] if delta.dim() > 1 else 1, -1)
         length = rows.shape[1]
         step = 4 * max(1, _BLOCK // max(4 * length, 1))  # a multiple of 4 rows starts at a multiple of 4 entries
         ramp = share + width * (torch.arange(length) / max(length - 1, 1) - 0.5) if length > 1 else torch.tensor(share)
-        for first in range(0, rows.shape[0] if length else 0, step):
+        for first in range(0, rows.shape[0], step):
             part = rows[first : first + step]
             order = part.abs().argsort(dim=1, stable=True)
             keep = torch.empty_like(part).scatter_(1, order, ramp.to(part).expand_as(part))

@@ -24,7 +24,7 @@ def knots(deltas: list[torch.Tensor], *, site: Site) -> Found | None:
     (float32; singular values under 1e-5 of the largest are left out either way). Vectors, and matrices whose
     smaller Gram matrix has a side over 8192, are merged as they are. Kernels count as (out, rest).
     """
-    if deltas[0].dim() < 2:
+    if deltas[0].dim() < 2 or deltas[0].numel() == 0:
         return None
     shape, pairs = deltas[0].shape, site.factors()
     known = [pair for pair in pairs if pair is not None]
@@ -32,7 +32,7 @@ def knots(deltas: list[torch.Tensor], *, site: Site) -> Found | None:
         coordinates, u = from_factors(known)
         return coordinates, lambda merged: (u @ merged.double()).reshape(shape).to(merged.dtype)
     rows, columns = as_matrix(deltas[0]).shape
-    if min(rows, len(deltas) * columns) > _LARGEST_SIDE or deltas[0].numel() == 0:
+    if min(rows, len(deltas) * columns) > _LARGEST_SIDE:
         return None
     return _wide(deltas, shape) if rows <= len(deltas) * columns else _tall(deltas, shape)
 

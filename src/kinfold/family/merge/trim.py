@@ -31,18 +31,26 @@ def magnitude_limits(passes: Passes, densities: Sequence[float]) -> list[float]:
         return [0.0] * len(densities)
     high = np.zeros((len(densities), _HALF), np.int64)
     for tensors in passes():
-        for counts, tensor in zip(high, tensors, strict=True):
-            for bits in _bits(tensor):
-                counts += np.bincount(bits >> 16, minlength=_HALF)
+        _count_high(high, tensors)
     found = [_top(counts, _wanted(counts, density)) for counts, density in zip(high, densities, strict=True)]
     low = np.zeros_like(high)
     for tensors in passes():
-        for counts, (bin_, _), tensor in zip(low, found, tensors, strict=True):
-            for bits in _bits(tensor):
-                counts += np.bincount(bits[bits >> 16 == bin_] & (_HALF - 1), minlength=_HALF)
+        _count_low(low, [bin_ for bin_, _ in found], tensors)
     limits = [(bin_ << 16) | _top(counts, left)[0] for counts, (bin_, left) in zip(low, found, strict=True)]
     as_floats = np.array(limits, np.uint32).view(np.float32)
     return [0.0 if density == 1 else float(one) for one, density in zip(as_floats, densities, strict=True)]
+
+
+def _count_high(high: np.ndarray, tensors: Sequence[torch.Tensor]) -> None:
+    for counts, tensor in zip(high, tensors, strict=True):
+        for bits in _bits(tensor):
+            counts += np.bincount(bits >> 16, minlength=_HALF)
+
+
+def _count_low(low: np.ndarray, bins: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
+    for counts, bin_, tensor in zip(low, bins, tensors, strict=True):
+        for bits in _bits(tensor):
+            counts += np.bincount(bits[bits >> 16 == bin_] & (_HALF - 1), minlength=_HALF)
 
 
 def _wanted(counts: np.ndarray, density: float) -> int:

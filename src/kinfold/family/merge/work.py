@@ -58,7 +58,9 @@ class Work:
         tensors = self.base.checkpoint.tensors
         with progress(label, sum(tensors[name].nbytes for name in names)) as advance:
             for name in names:
-                yield self.choice.coordinates(self.deltas(name), self.site(name))[0]
+                found = self.choice.coordinates(self.deltas(name), self.site(name))[0]
+                yield found
+                found.clear()  # whoever asked holds the list until the next is there
                 advance(tensors[name].nbytes)
 
     def unchanged(self, name: str) -> bool:
