@@ -67,6 +67,14 @@ def test_knots_trims_over_the_coordinates_of_all_tensors(family: Family, tmp_pat
     assert not all(torch.equal(whole[name], less[name]) for name in whole)
 
 
+def test_matrices_that_a_space_passes_by_are_told(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinfold.family.merge.knots._LARGEST_SIDE", 70)
+    report = kinfold.merge(family.base, family.variants, tmp_path / "out", method="knots")
+    assert report.passed_by == ["layer.0.weight"]  # 96 x 64; the others have a side of 64
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_members_are_summed_in_float32_and_cast_once(tmp_path: Path, dtype: torch.dtype) -> None:
     family = Family(tmp_path, dtype)
@@ -120,6 +128,18 @@ def test_factors_of_packs_reach_core_space(family: Family, tmp_path: Path) -> No
         found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in (method, "sum"))
         for name, tensor in found.items():
             torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
+
+
+def test_a_member_that_left_a_tensor_alone_has_factors_of_nothing(family: Family, tmp_path: Path) -> None:
+    still = family.tensors["a"] | {"layer.0.weight": family.tensors["base"]["layer.0.weight"]}
+    packs = [tmp_path / f"{name}.kin.safetensors" for name in ("still", "b")]
+    for pack, variant in zip(packs, (save(tmp_path / "still", still), family.paths["b"]), strict=True):
+        kinfold.pack(family.base, variant, pack, codec="truncsvd", budget="rank:2")
+    for method in ("core_space", "knots"):
+        kinfold.merge(family.base, packs, tmp_path / method, method=method, inner="task_arithmetic", scale=1.0)
+        kinfold.restore(packs[1], family.base, tmp_path / "b", overwrite=True)
+        found, alone = (load_file(tmp_path / name / "model.safetensors")["layer.0.weight"] for name in (method, "b"))
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-7)
 
 
 def test_what_no_member_changed_stays_bit_for_bit(tmp_path: Path) -> None:
