@@ -5,6 +5,7 @@ from kinfold.budget import Calibration
 from kinfold.compare import compare
 from kinfold.errors import KinfoldError
 from kinfold.family import add_member, fold, inspect, load, remove_member, unfold, verify
+from kinfold.family.merge import merge, merge_recipe
 from kinfold.pack import diff, pack, restore
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "fold",
     "inspect",
     "load",
+    "merge",
+    "merge_recipe",
     "pack",
     "remove_member",
     "restore",
