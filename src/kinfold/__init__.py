@@ -4,6 +4,7 @@ from kinfold._version import __version__
 from kinfold.budget import Calibration
 from kinfold.compare import compare
 from kinfold.errors import KinfoldError
+from kinfold.family.peft_io import export
 from kinfold.pack import diff, inspect, load, pack, restore, verify
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "__version__",
     "compare",
     "diff",
+    "export",
     "inspect",
     "load",
     "pack",

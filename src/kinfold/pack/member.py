@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from kinfold.checkpoint import DTYPES, Checkpoint, digests, fingerprint
+from kinfold.checkpoint.adapter import is_adapter
 from kinfold.checkpoint.fingerprint import specs_of
 from kinfold.errors import CheckpointError, PackError, WrongBaseError
 from kinfold.pack import coding
@@ -250,11 +251,13 @@ def open_member(path: PathLike, base: Base, name: str | None = None) -> Member:
     """A member of whatever kind lies at `path`.
 
     Raises:
-        CheckpointError, PackError: nothing readable is there.
+        CheckpointError, PackError, AdapterError: nothing readable is there.
         WrongBaseError: a pack of another base.
     """
+    from kinfold.pack.adapter_member import AdapterMember  # it stands on this module
+
     path = Path(path)
-    kind = PackMember if path.is_file() else ModelMember
+    kind = PackMember if path.is_file() else AdapterMember if is_adapter(path) else ModelMember
     if not path.exists():
         raise CheckpointError(
             f"there is no `{path}`; a member is a model directory, a pack, or a PEFT adapter folder",
