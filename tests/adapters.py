@@ -41,8 +41,8 @@ def make(model: Any, directory: Path, seed: int = 0, **config: Any) -> PeftModel
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
-                if "lora_" in name or "modules_to_save" in name:
-                    scale = 0.1 if "lora_" in name else 0.5
+                if parameter.requires_grad:
+                    scale = 0.5 if "modules_to_save" in name else 0.1
                     parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         adapted.save_pretrained(directory)
     return adapted

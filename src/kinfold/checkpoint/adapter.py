@@ -235,7 +235,7 @@ class _Keys:
 def _is_pair(down: tuple[int, ...], up: tuple[int, ...], rank: int) -> bool:
     """Whether lora_A (r, in, ...) and lora_B (out, r, 1, ...) are factors of `rank`."""
     deep = len(down) >= 2 and len(up) >= 2 and 0 not in (*down, *up)
-    return deep and down[0] == up[1] == rank and math.prod(up[2:]) == 1
+    return deep and down[:1] == up[1:2] == (rank,) and math.prod(up[2:]) == 1
 
 
 _AGAIN = "save the adapter again with PEFT's save_pretrained, all shards gathered"

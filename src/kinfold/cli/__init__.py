@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from kinfold.cli import export as _export
+from kinfold.cli import export  # noqa: F401, its commands register themselves
 from kinfold.cli.app import app
 from kinfold.cli.output import run
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
-
 from kinfold.cli.app import AsFormat, Output, Switch, app
 from kinfold.cli.output import emit, facts, out, say_hint, table
 from kinfold.report.progress import size

@@ -73,23 +73,15 @@ def plan(member: Member, bones: Skeleton | None, engine: Engine) -> Plan:
             f"a `{member.codec}` pack decodes to the delta and unbiased noise, and factors take noise for content: "
             "export from the variant, or from a `truncsvd` or `exact` pack"
         )
-    kept = member.kept if isinstance(member, AdapterMember) else ()  # whole before, whole again
+    kept = member.kept if isinstance(member, AdapterMember) else frozenset()  # whole before, whole again
     deltas = {member.own[name]: name for name in member.changed}
     for own in [*deltas, *member.whole]:
         spots = _spots(own, member, bones)
-        base_name = deltas.get(own)
-        if not spots:
-            found.left[own] = "the model's class has no such tensor"
-        elif engine == "vllm" and all(_is_head(spot.module) for spot in spots):
+        if engine == "vllm" and spots and all(_is_head(spot.module) for spot in spots):
             found.whole |= {spot.module for spot in spots}
-        elif base_name and base_name not in kept and all(spot.kind in LOW_RANK and spot.parameter == "weight" for spot in spots):
-            found.low_rank[base_name] = spots
-        elif base_name and any(spot.kind in LOW_RANK and spot.parameter == "bias" for spot in spots):
-            found.biases[base_name] = [spot for spot in spots if spot.kind in LOW_RANK]
-        elif all(spot.kind in ("parent", "shared") for spot in spots):
-            found.left[own] = "it lies in no module of its own"
         else:
-            found.whole |= {spot.module for spot in spots}
+            name = deltas.get(own)
+            _route(found, own, None if name in kept else name, spots)
     if engine == "vllm":
         _for_vllm(found, member, bones)
     elif found.biases and any(_has_embedding(spots) for spots in found.low_rank.values()):
@@ -100,6 +92,22 @@ def plan(member: Member, bones: Skeleton | None, engine: Engine) -> Plan:
         close(found, bones)
     found.settle()
     return found
+
+
+def _route(found: Plan, own: str, base_name: str | None, spots: list[Spot]) -> None:
+    """Put one tensor into its part of the plan; without `base_name` its delta is not to be used."""
+    weights = all(spot.kind in LOW_RANK and spot.parameter == "weight" for spot in spots)
+    biased = [spot for spot in spots if spot.kind in LOW_RANK and spot.parameter == "bias"]
+    if not spots:
+        found.left[own] = "the model's class has no such tensor"
+    elif base_name is not None and weights:
+        found.low_rank[base_name] = spots
+    elif base_name is not None and biased:
+        found.biases[base_name] = biased
+    elif all(spot.kind in ("parent", "shared") for spot in spots):
+        found.left[own] = "it lies in no module of its own"
+    else:
+        found.whole |= {spot.module for spot in spots if spot.kind not in ("parent", "shared")}
 
 
 def _spots(own: str, member: Member, bones: Skeleton | None) -> list[Spot]:
