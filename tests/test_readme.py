@@ -15,7 +15,13 @@ import pytest
 from models import Pair, tokenizer
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/guide/packs.md", "docs/guide/compare.md", "docs/reference/python.md"]
+PAGES = [
+    "README.md",
+    "docs/guide/packs.md",
+    "docs/guide/compare.md",
+    "docs/guide/adapters.md",
+    "docs/reference/python.md",
+]
 SET_UP = ("git clone", "make ", "source ")  # done for the tests by the Makefile itself
 
 

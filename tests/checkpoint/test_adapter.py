@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from adapters import WEIGHTS, gpt2, make, rewrite
 from kinfold.checkpoint.adapter import Adapter, is_adapter, peft_tensors
-from kinfold.checkpoint.adapter_config import read_config, write_config
+from kinfold.checkpoint.adapter_config import write_config
 from kinfold.errors import AdapterError
 from models import llama
 
@@ -122,18 +121,6 @@ def test_keys_may_carry_the_adapters_name(by_hand: Path) -> None:
     adapter = Adapter.open(rewrite(by_hand, edit=named))
     assert adapter.saved.keys() == {"score.weight"}
     assert torch.equal(dense(adapter, "layers.0.attn"), before)
-
-
-def test_patterns_are_regular_expressions_and_the_first_wins(by_hand: Path) -> None:
-    patterns = {r"layers\.\d+\.up": 3, "up": 5, "own": 7}
-    rewrite(by_hand, config={"rank_pattern": patterns, "alpha_pattern": {"down|up": 9}})
-    settings = read_config(by_hand)
-    from peft.utils.other import get_pattern_key
-
-    for module in ["layers.0.up", "up", "x.up", "down", "layers.0.down", "own", "sup"]:
-        rank = patterns.get(get_pattern_key(patterns, module), 2)
-        alpha = 9 if re.fullmatch(r"(.*\.)?(down|up)", module) else 6
-        assert settings.scale(module) == (rank, alpha / rank)
 
 
 def test_the_fingerprint_names_tensors_and_scaling(by_hand: Path, tmp_path: Path) -> None:

@@ -196,6 +196,23 @@ def test_a_base_of_another_size_is_refused(folder: Path) -> None:
     refused(folder, r"is \[32, 32\].*is \[16, 16\]", folder / "other")
 
 
+def test_factors_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "base")
+    make(gpt2(), tmp_path / "a", target_modules=["c_fc"], r=2)
+    swap = {"lora_A": "lora_B", "lora_B": "lora_A"}
+
+    def turned(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            key.replace(side, swap[side]): t.T.contiguous()
+            for side in swap
+            for key, t in tensors.items()
+            if side in key
+        }
+
+    rewrite(tmp_path / "a", edit=turned)
+    refused(tmp_path, r"is \[32, 128\].*is \[32, 128\]")
+
+
 def test_an_unknown_module_is_refused(folder: Path) -> None:
     rewrite(folder / "a", edit=lambda t: {key.replace("query", "request"): tensor for key, tensor in t.items()})
     refused(folder, "has no `encoder.layer.0.attention.self.request.weight`")

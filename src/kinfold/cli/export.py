@@ -81,8 +81,8 @@ def _show(report: Any) -> None:
     facts([*pairs, *(("note", note) for note in report.notes)])
     if report.left_out:
         out.print()
-        rows = [[row.name, "" if row.share is None else f"{row.share:.2%}", row.why] for row in report.left_out]
-        table(["left out", "of the delta", "why"], rows)
+        rows = [[row.name, "new" if row.share is None else f"{row.share:.2%}", row.why] for row in report.left_out]
+        table(["left out", "of the delta", "why"], rows, left=3)
     if report.engine == "vllm":
         lora = f"--enable-lora --lora-modules {Path(report.path).name}={report.path}"
         say_hint(f"vllm serve {report.base} {lora} --max-lora-rank {report.max_lora_rank}")

@@ -179,7 +179,7 @@ def _refuse_left(variant: Member, chosen: Plan) -> None:
     total = sum(energies.values())
     share = sum(energies.get(own, 0.0) for own in chosen.left) / total if total else 0.0
     shown = sorted(chosen.left, key=lambda own: -energies.get(own, math.inf))[:5]
-    reasons = "; ".join(f"`{own}`: {chosen.left[own]}" for own in shown)
+    reasons = "; ".join(f"`{own}`{'' if own in energies else ' (new)'}: {chosen.left[own]}" for own in shown)
     more = f"; and {len(chosen.left) - len(shown)} more" if len(chosen.left) > len(shown) else ""
     raise AdapterError(
         f"{len(chosen.left)} changed tensors of `{variant.name}`, {share:.1%} of its delta's energy, cannot travel: "

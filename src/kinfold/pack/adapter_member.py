@@ -171,18 +171,16 @@ class AdapterMember(Member):
                 f"`{there}` of {where} is {info.dtype}; a delta needs floating point",
                 hint="give the base as it was before quantisation",
             )
-        straight, crossed = info.shape == lora.shape, len(lora.shape) == 2 and info.shape == lora.shape[::-1]
         kind = None if self._skeleton is None else self._skeleton.kind(name)
-        stored = kind == "conv1d" or (kind is None and self._adapter.settings.transposed)
-        if crossed and stored and not lora.embedding:
-            return True
-        if not straight:
+        crossed = len(lora.shape) == 2 and not lora.embedding and info.shape == lora.shape[::-1]
+        transposed = crossed and self._adapter.settings.transposed if kind is None else kind == "conv1d"
+        if not (crossed if transposed else info.shape == lora.shape):
             raise AdapterError(
                 f"lora_B lora_A of `{lora.module}` in `{self.path}` is {list(lora.shape)}, and `{there}` of {where} is "
                 f"{list(info.shape)}",
                 hint="give the base that this adapter was trained on",
             )
-        return False
+        return transposed
 
     def _bias(self, lora: Lora) -> str:
         name = self._named(f"{lora.module}.bias")
