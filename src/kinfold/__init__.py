@@ -6,6 +6,7 @@ from kinfold.compare import compare
 from kinfold.errors import KinfoldError
 from kinfold.family import add_member, fold, inspect, load, remove_member, unfold, verify
 from kinfold.family.merge import merge, merge_recipe
+from kinfold.family.peft_io import export
 from kinfold.pack import diff, pack, restore
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "add_member",
     "compare",
     "diff",
+    "export",
     "fold",
     "inspect",
     "load",

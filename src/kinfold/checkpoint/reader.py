@@ -147,6 +147,11 @@ def _weight_files(directory: Path) -> list[Path]:
             )
         return [directory / name for name in names]
     single = directory / "model.safetensors"
+    if (directory / "adapter_config.json").exists() and not single.exists():
+        raise CheckpointError(
+            f"`{directory}` is a PEFT adapter, and a model directory is wanted",
+            hint="kinfold export and the commands on families take adapters; PEFT's `merge_and_unload` makes a model",
+        )
     files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if files:
         return files

@@ -84,7 +84,7 @@ def pack(
         variant,
         output,
         codec=codec,
-        options=_options(option),
+        options=key_values(option),
         budget=budget,
         calibration=kinfold.Calibration.read(calibrate, labels) if calibrate else None,
         seed=seed,
@@ -95,7 +95,7 @@ def pack(
     emit(report, format, lambda: show.packed(report, base, dry_run))
 
 
-def _options(given: tuple[str, ...]) -> dict[str, Any]:
+def key_values(given: tuple[str, ...]) -> dict[str, Any]:
     options = {}
     for text in given:
         key, equals, value = text.partition("=")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from kinfold.cli.app import AsFormat, Output, Switch, _options, app
+from kinfold.cli.app import AsFormat, Output, Switch, app, key_values
 from kinfold.cli.output import emit, facts, say_hint, table
 from kinfold.errors import CodecError, MergeError
 from kinfold.report.progress import size
@@ -116,7 +116,7 @@ def _numbers(weights: str | None) -> list[float] | None:
 
 def _method_options(given: tuple[str, ...]) -> dict[str, Any]:
     try:
-        options = _options(given)
+        options = key_values(given)
     except CodecError as cause:
         raise MergeError(str(cause), hint="--option density=0.2") from cause
     taken = options.keys() & {"method", "weights", "inner", "heads", "dominance", "seed", "overwrite", "dtype"}

@@ -23,9 +23,9 @@ from kinfold.family.manifest import FamilyManifest
 from kinfold.family.packs import pack_members
 from kinfold.family.rmm import most_directions
 from kinfold.family.watch import Watch, watch
-from kinfold.pack.manifest import Source
 from kinfold.pack.member import Base, Member, PathLike
 from kinfold.pack.members import open_members
+from kinfold.pack.source import source_of
 
 Method = Literal["auto", "rmm", "jd", "truncsvd", "packs"]
 Built = tuple[FamilyManifest, Mapping[str, bytes], list[Part], int]
@@ -109,12 +109,7 @@ def fold(
         method=asked.method,
         budget=target.text if asked.directions is None else None,
         seed=seed,
-        base=Source(
-            name=opened.checkpoint.directory.resolve().name,
-            fingerprint=opened.fingerprint,
-            bytes=opened.checkpoint.nbytes,
-            metadata=opened.checkpoint.metadata,
-        ),
+        base=source_of(opened.checkpoint, opened.fingerprint),
         members=[member.name for member in found],
     )
     others: dict[str, dict[str, float]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kinfold.audit.dominance import DominanceReport, Grams, judge, member_grams
-from kinfold.errors import DominanceError, KinfoldError
+from kinfold.errors import AuditError, DominanceError, KinfoldError
 from kinfold.pack.member import Member
 
 Watch = Literal["warn", "refuse", "off"]
@@ -30,12 +30,17 @@ def watch(
 
     Raises:
         DominanceError: `refuse`, and a member is flagged.
+        AuditError: `refuse`, and they cannot be compared.
     """
-    if mode not in ("warn", "refuse", "off"):
-        raise error(f"dominance is warn, refuse or off, got `{mode}`")
+    require_mode(mode, error)
     if mode == "off" or len(members) < 2:
         return None
-    grams = grams or member_grams(members)
+    try:
+        grams = grams or member_grams(members)
+    except AuditError:  # tensors that do not fit each other: what builds on them says it better
+        if mode == "refuse":
+            raise
+        return None
     report = judge(grams.total, grams.names, weights, tensors=grams.tensors, notes=grams.notes)
     if report.flagged and mode == "refuse":
         paths = " ".join(str(member.path) for member in members)
@@ -45,3 +50,9 @@ def watch(
             "out, merge with --method clip_mean, or pass --dominance warn",
         )
     return report
+
+
+def require_mode(mode: str, error: type[KinfoldError]) -> None:
+    """Raise `error` for what is no way to watch."""
+    if mode not in ("warn", "refuse", "off"):
+        raise error(f"dominance is warn, refuse or off, got `{mode}`")

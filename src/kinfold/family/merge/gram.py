@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from kinfold.family.merge.linear import pieces
+from kinfold.codec.gram import gram as inner_products
 
 
 def gram_matrix(tensors: Iterable[Sequence[torch.Tensor]], members: int) -> np.ndarray:
@@ -17,9 +17,7 @@ def gram_matrix(tensors: Iterable[Sequence[torch.Tensor]], members: int) -> np.n
         tensors: the members' deltas of one tensor after another.
         members: how many there are.
     """
-    gram = torch.zeros(members, members, dtype=torch.float64)
+    gram = np.zeros((members, members))
     for deltas in tensors:
-        for parts in pieces(deltas):
-            stack = torch.stack(parts).double()
-            gram.addmm_(stack, stack.T)
-    return gram.numpy()
+        gram += inner_products(deltas)
+    return gram

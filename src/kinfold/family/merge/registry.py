@@ -125,6 +125,10 @@ BUILTIN = {
     "slerp": "kinfold.family.merge.slerp",
     "knots": "kinfold.family.merge.knots",
     "core_space": "kinfold.family.merge.core_space",
+    **dict.fromkeys(
+        ("clip_mean", "geomedian", "centered_clip", "multikrum", "median", "trimmed_mean"),
+        "kinfold.family.merge.robust",
+    ),
 }
 _REGISTERED: dict[str, MergeMethod] = {}
 
@@ -208,6 +212,7 @@ def find(name: str) -> MergeMethod:
     Raises:
         MergeError: no such method, the nearest is named; or an entry point that leads to none.
     """
+    name = name.replace("-", "_")
     if name in BUILTIN:
         import_module(BUILTIN[name])
     for point in [] if name in _REGISTERED else entry_points(group="kinfold.merges", name=name):

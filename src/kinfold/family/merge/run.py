@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from kinfold.family.merge.gram import gram_matrix
 from kinfold.family.merge.layout import Layout, Output, dtype_name, lay_out
 from kinfold.family.merge.report import MemberRow, MergeReport, merge_card
 from kinfold.family.merge.work import Work
-from kinfold.pack.member import Base, Member, PathLike, open_members
+from kinfold.family.watch import Watch, require_mode, watch
+from kinfold.pack.member import Base, PathLike
+from kinfold.pack.members import open_members
 from kinfold.report.progress import progress
-
-Dominance = Literal["off", "warn", "refuse"]
 
 
 def merge(
@@ -37,7 +37,7 @@ def merge(
     weights: Sequence[float] | None = None,
     inner: str | None = None,
     heads: str = "error",
-    dominance: Dominance = "warn",
+    dominance: Watch = "warn",
     seed: int = 0,
     overwrite: bool = False,
     dtype: str | torch.dtype | None = None,
@@ -52,19 +52,20 @@ def merge(
         base: model directory that all variants were tuned from.
         variants: model directories or packs, mixed; a mapping names them, else they go by the stem of their path.
         out: the model directory to write; it appears whole or not at all.
-        method: linear, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, knots, core_space, or one of
-            another package.
+        method: linear, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, knots, core_space; clip_mean,
+            geomedian, centered_clip, multikrum, median, trimmed_mean; or one of another package.
         weights: one a variant, none of them 0; 1 each unless given.
         inner: the rule within knots, core_space or della: ties or task_arithmetic.
         heads: for tensors that not every variant shares with the base (task heads, resized vocabularies): `error`
             lists them, `base` keeps the base's, a variant's name takes that variant's, and its names and files.
-        dominance: whether members that outweigh the others are looked for: off, warn, refuse.
+        dominance: what to do if a member outweighs or cancels the rest: `warn` in the report, `refuse`, or `off`.
         seed: of methods that draw.
         overwrite: replace an existing `out`.
         dtype: of the merged model, such as "bfloat16"; None keeps the base's, tensor by tensor.
         **options: of the method; an unknown one is refused with the list.
 
     Raises:
+        DominanceError: a member is flagged, and that was to be refused.
         MergeError: unknown method or option, weights or members that do not fit it, tensors that cannot be merged,
             a member with NaN, or values too large for the dtype.
         WrongBaseError: a pack of another base.
@@ -76,14 +77,13 @@ def merge(
         variants = [variants]
     weights = _checked(weights, len(variants))
     choice.check(weights)
-    if dominance not in ("off", "warn", "refuse"):
-        raise MergeError(f"dominance={dominance!r} is none of off, warn, refuse")
+    require_mode(dominance, MergeError)
     _refuse_inputs(out, [base, *(variants.values() if isinstance(variants, Mapping) else variants)], overwrite)
     return_large_buffers()
     opened = Base.open(base)
     members = open_members(variants, opened, MergeError)
     layout = lay_out(opened, members, heads, kind)
-    verdict = _dominance(opened, members, weights, dominance)
+    verdict = watch(members, dominance, MergeError, weights if min(weights) > 0 else None)
     work = _prepared(Work(opened, members, weights, choice, seed), layout)
     with atomic_directory(out, overwrite=overwrite) as temporary:
         passed_by = _write(temporary, work, layout)
@@ -93,11 +93,6 @@ def merge(
         report = _report(out, work, layout, heads, passed_by, Checkpoint.open(temporary).nbytes, verdict)
         (temporary / "KINFOLD.md").write_text(merge_card(report), "utf-8")
     return report
-
-
-def _dominance(base: Base, members: Sequence[Member], weights: Sequence[float], mode: Dominance) -> Any:
-    """The one place where `audit.dominance` is asked about the members; not wired yet."""
-    return None
 
 
 def _checked(weights: Sequence[float] | None, count: int) -> list[float]:
