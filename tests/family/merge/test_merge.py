@@ -13,7 +13,7 @@ from merge_family import NAMES, Family
 from safetensors.torch import load_file
 
 import kinfold
-from kinfold.errors import MergeError, OutputError, WrongBaseError
+from kinfold.errors import DominanceError, MergeError, OutputError, WrongBaseError
 from kinfold.family.merge import Site, gram_method, merge_method
 from kinfold.family.merge.ties import ties
 from models import beside, perturbed, pico, raw, save
@@ -160,6 +160,34 @@ def test_seeds_decide_and_are_recorded(family: Family, tmp_path: Path, method: s
     assert "| seed | 1 |" in (tmp_path / "three" / "KINFOLD.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("method", ["clip-mean", "geomedian", "centered-clip", "multikrum", "median", "trimmed-mean"])
+def test_a_zero_lag_dictator_takes_a_mean_and_no_robust_merge(tmp_path: Path, method: str) -> None:
+    """N own - sum(others): the mean is its own delta alone; see the dictator clients of arXiv 2510.22149."""
+    base = pico()
+    honest = [perturbed(base, seed) for seed in range(1, 7)]
+    own = perturbed(base, 9)
+    others = {name: sum(t[name].double() - base[name].double() for t in honest) for name in base}
+    sent = {name: 7 * (own[name].double() - base[name].double()) - others[name] for name in base}
+    dictator = {name: (base[name].double() + sent[name]).float() for name in base}
+    paths = [save(tmp_path / f"honest{n}", tensors) for n, tensors in enumerate(honest)]
+    paths += [save(tmp_path / "dictator", dictator)]
+    there = save(tmp_path / "base", base)
+    mean = kinfold.merge(there, paths, tmp_path / "mean", method="linear")
+    found = load_file(tmp_path / "mean" / "model.safetensors")
+    assert all(torch.allclose(found[name], own[name], atol=1e-6) for name in base)
+    assert mean.dominance.flagged == ("dictator",)
+    kinfold.merge(there, paths, tmp_path / "robust", method=method)
+    found = load_file(tmp_path / "robust" / "model.safetensors")
+    moved = torch.cat([(found[name] - base[name]).reshape(-1) for name in base]).double()
+    wanted = torch.cat([(others[name] / 6).reshape(-1) for name in base])
+    taken = torch.cat([(own[name] - base[name]).reshape(-1) for name in base]).double()
+    assert torch.cosine_similarity(moved, wanted, 0) > 0.6
+    assert abs(torch.cosine_similarity(moved, taken, 0)) < 0.5
+    with pytest.raises(DominanceError, match="dictator"):
+        kinfold.merge(there, paths, tmp_path / "refused", method="linear", dominance="refuse")
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("method", ["knots", "core_space"])
 def test_threads_change_no_bit(family: Family, tmp_path: Path, method: str) -> None:
     before = torch.get_num_threads()
@@ -174,7 +202,8 @@ def test_threads_change_no_bit(family: Family, tmp_path: Path, method: str) -> N
 
 def test_the_report_and_the_card_tell_all(family: Family, tmp_path: Path) -> None:
     report = kinfold.merge(family.base, family.variants, tmp_path / "out", method="knots", weights=[1, 2, 3], scale=0.5)
-    assert (report.method, report.inner, report.heads, report.dominance) == ("knots", "ties", "error", None)
+    assert (report.method, report.inner, report.heads) == ("knots", "ties", "error")
+    assert report.dominance.verdict == "too few members"
     assert report.options == {"density": 0.2, "scale": 0.5, "scope": "model", "normalize": True}
     assert [row.weight for row in report.members] == [1, 2, 3]
     assert report.bytes == sum(t.numel() * 4 for t in pico().values())
@@ -193,12 +222,12 @@ def test_the_report_and_the_card_tell_all(family: Family, tmp_path: Path) -> Non
 def test_methods_of_the_users_own(family: Family, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
-    @merge_method("median")
-    def median(deltas: list[torch.Tensor], weights: list[float], *, site: Site, scale: float = 1.0) -> torch.Tensor:
+    @merge_method("middle")
+    def middle(deltas: list[torch.Tensor], weights: list[float], *, site: Site, scale: float = 1.0) -> torch.Tensor:
         seen[site.name] = (len(set(site.seeds)), torch.equal(site.base(), family.tensors["base"][site.name]))
         return scale * torch.stack(deltas).median(0).values
 
-    found = merged(family, tmp_path / "median", method="median", scale=0.5)
+    found = merged(family, tmp_path / "middle", method="middle", scale=0.5)
     assert seen == dict.fromkeys(family.tensors["base"], (3, True))
     for name, tensor in found.items():
         middle = torch.stack(family.deltas(name)).median(0).values
@@ -245,7 +274,7 @@ def test_weights_from_inner_products(family: Family, tmp_path: Path) -> None:
         ({"method": "tie"}, "no merge method is called `tie`"),
         ({"densty": 0.1}, "its options are density"),
         ({"dtype": "int8"}, "dtype int8"),
-        ({"dominance": "maybe"}, "dominance='maybe' is none of off, warn, refuse"),
+        ({"dominance": "maybe"}, "dominance is warn, refuse or off, got `maybe`"),
     ],
 )
 def test_bad_arguments_write_nothing(family: Family, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
@@ -289,7 +318,7 @@ def test_outputs_are_never_overwritten_unasked(family: Family, tmp_path: Path) -
 def test_memory_holds_one_tensor_of_each_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import weakref
 
-    from kinfold.pack.member import ModelMember
+    from kinfold.pack.members import ModelMember
 
     family, alive, most = Family(tmp_path), [], []
     original = ModelMember.delta

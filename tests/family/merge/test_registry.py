@@ -23,7 +23,9 @@ def test_all_methods_are_found_where_they_are_listed() -> None:
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
-    with pytest.raises(MergeError, match=r"no merge method is called `tie`; there are core_space, .*, ties") as error:
+    with pytest.raises(
+        MergeError, match=r"no merge method is called `tie`; there are centered_clip, .*, ties, trimmed_mean"
+    ) as error:
         find("tie")
     assert error.value.hint == "--method ties"
     with pytest.raises(MergeError, match="qqqq") as error:

@@ -13,7 +13,8 @@ import yaml
 
 from kinfold.errors import MergeError
 from kinfold.family.merge.report import MergeReport
-from kinfold.family.merge.run import Dominance, merge
+from kinfold.family.merge.run import merge
+from kinfold.family.watch import Watch
 from kinfold.pack.member import stem
 
 _KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
@@ -50,7 +51,7 @@ def merge_recipe(
     out: str | Path,
     *,
     heads: str = "error",
-    dominance: Dominance = "warn",
+    dominance: Watch = "warn",
     seed: int = 0,
     overwrite: bool = False,
 ) -> MergeReport:
