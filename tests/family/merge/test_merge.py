@@ -223,7 +223,7 @@ def test_methods_of_the_users_own(family: Family, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
     @merge_method("middle")
-    def middle(deltas: list[torch.Tensor], weights: list[float], *, site: Site, scale: float = 1.0) -> torch.Tensor:
+    def own(deltas: list[torch.Tensor], weights: list[float], *, site: Site, scale: float = 1.0) -> torch.Tensor:
         seen[site.name] = (len(set(site.seeds)), torch.equal(site.base(), family.tensors["base"][site.name]))
         return scale * torch.stack(deltas).median(0).values
 
