@@ -68,7 +68,7 @@ def test_a_recipe_stands_alone(
         (["BASE", "VARIANT", "--weights", "1;2"], "--weights takes numbers, got `1;2`"),
         (["BASE", "VARIANT", "--option", "density"], "--option takes KEY=VALUE, got `density`"),
         (["BASE", "VARIANT", "--option", "heads=base"], "`heads` is no option of a method"),
-        (["BASE", "x=VARIANT", "x=BASE"], "two variants are called `x`"),
+        (["BASE", "x=VARIANT", "x=BASE"], "two of them are called `x`"),
         (["BASE", "VARIANT", "--method", "tie"], "no merge method is called `tie`"),
         (["BASE", "nowhere"], "there is no `nowhere`"),
     ],

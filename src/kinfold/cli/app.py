@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from kinfold._version import __version__
 from kinfold.cli import show, show_family
 from kinfold.cli.output import DONE, FOUND, Format, emit
-from kinfold.errors import CodecError
+from kinfold.errors import CodecError, KinfoldError
 
 app = App(
     name="kinfold",
@@ -93,6 +93,20 @@ def pack(
     )
 
     emit(report, format, lambda: show.packed(report, base, dry_run))
+
+
+def named_paths(given: tuple[str, ...], error: type[KinfoldError]) -> dict[str, Path] | list[Path]:
+    """Members as PATH, or as NAME=PATH where a name is given."""
+    pairs = [text.partition("=") if not Path(text).exists() else (text, "", "") for text in given]
+    if not any(equals for _, equals, _ in pairs):
+        return [Path(text) for text in given]
+    found: dict[str, Path] = {}
+    for text, (name, equals, path) in zip(given, pairs, strict=True):
+        name, path = (name, path) if equals else (Path(text).name, text)
+        if name in found:
+            raise error(f"two of them are called `{name}`", hint="name them: one=A two=B")
+        found[name] = Path(path)
+    return found
 
 
 def key_values(given: tuple[str, ...]) -> dict[str, Any]:

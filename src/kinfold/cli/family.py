@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App
 
 from kinfold.cli import show_family
-from kinfold.cli.app import AsFormat, Output, Switch, app
+from kinfold.cli.app import AsFormat, Output, Switch, app, named_paths
 from kinfold.cli.output import emit
 from kinfold.errors import FamilyError
 
@@ -18,7 +18,7 @@ app.command(family)
 
 @app.command
 def fold(
-    *members: Path,
+    *members: str,
     base: Path,
     output: Output,
     method: Literal["auto", "rmm", "jd", "truncsvd", "packs"] = "auto",
@@ -41,7 +41,7 @@ def fold(
     Parameters
     ----------
     members
-        Model directories, packs or PEFT adapters; a member goes by the stem of its path.
+        Model directories, packs or PEFT adapters; a member goes by the stem of its path, or NAME=PATH.
     base
         Model directory of the base of all of them.
     output
@@ -76,7 +76,7 @@ def fold(
     import kinfold
 
     report = kinfold.fold(
-        members,
+        named_paths(members, FamilyError),
         output,
         base=base,
         method=method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from kinfold.cli.app import AsFormat, Output, Switch, app, key_values
+from kinfold.cli.app import AsFormat, Output, Switch, app, key_values, named_paths
 from kinfold.cli.output import emit, facts, say_hint, table
 from kinfold.errors import CodecError, MergeError
 from kinfold.report.progress import size
@@ -81,7 +81,7 @@ def merge(
     else:
         report = kinfold.merge(
             base,
-            _named(variants),
+            named_paths(variants, MergeError),
             output,
             method=method or "ties",
             weights=_numbers(weights),
@@ -92,19 +92,6 @@ def merge(
         )
 
     emit(report, format, lambda: _show(report))
-
-
-def _named(variants: tuple[str, ...]) -> dict[str, Path] | list[Path]:
-    pairs = [text.partition("=") if not Path(text).exists() else (text, "", "") for text in variants]
-    if not any(equals for _, equals, _ in pairs):
-        return [Path(text) for text in variants]
-    found: dict[str, Path] = {}
-    for text, (name, equals, path) in zip(variants, pairs, strict=True):
-        name, path = (name, path) if equals else (Path(text).name, text)
-        if name in found:
-            raise MergeError(f"two variants are called `{name}`", hint="name them: kinfold merge BASE one=A two=B ...")
-        found[name] = Path(path)
-    return found
 
 
 def _numbers(weights: str | None) -> list[float] | None:
@@ -136,6 +123,8 @@ def _show(report: Any) -> None:
     ]
     named = (("kept whole", report.kept), ("left out", report.left_out), ("not in the space", report.passed_by))
     pairs += [(label, ", ".join(names)) for label, names in named if names]
+    if report.dominance is not None and report.dominance.verdict in ("flagged", "undecided"):
+        pairs.append(("warning", report.dominance.sentence))
     facts(pairs)
     table(["member", "kind", "weight"], [[row.name, row.kind, f"{row.weight:.4g}"] for row in report.members], left=2)
     say_hint(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{report.path}')\"")
