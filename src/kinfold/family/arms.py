@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,12 +103,16 @@ def truncated(layer: Layer, ranks: Sequence[int] = _TRUNCATED, widths: Sequence[
 
 
 def joint(layer: Layer, ranks: Sequence[int] = _JOINT, widths: Sequence[int] = _NARROW) -> Iterator[Arm]:
-    """`jd`: bases for all, a core for each."""
+    """`jd`: bases for all, a core for each; members are fitted at norm 1, so that a large one does not take the bases."""
     if len(layer.members) < 2:
         return
+    scales = [_scale(norm) for norm in layer.norms]
+    pairs = [(a / s, c / s) for (a, c), s in zip(layer.pairs, scales, strict=True)]
     most = min(sum(a.shape[1] for a, _ in layer.pairs), *layer.sides)
     for rank in sorted({min(rank, most) for rank in ranks} - {0}):
-        model = jd.fit(layer.pairs, rank, _ROUGHLY)
+        model = jd.fit(pairs, rank, _ROUGHLY)
+        cores = tuple(core * s**2 for core, s in zip(model.cores, scales, strict=True))
+        model = replace(model, cores=cores)
         for width in widths:
             params, shared, own = sections.encode_jd(model, width)
             found = [sections.decode("jd", params, layer.sides, shared, data) for data in own]
