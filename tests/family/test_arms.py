@@ -160,12 +160,22 @@ def test_a_zero_member_and_a_zero_layer() -> None:
         assert arm.error < 1e-20
 
 
-def test_one_member_has_no_joint_bases_and_its_mean_is_exact() -> None:
+def test_one_member_is_stored_by_any_arm() -> None:
+    """A layer that one member alone has changed."""
     of = layer(family(1))
-    assert list(arms.joint(of)) == []
     (arm,) = arms.reversible(of, [5], widths=[32])
     assert (arm.params["p"], arm.own) == (0, (b"",))
-    assert arm.error < 1e-12
+    (asked,) = arms.reversible(of, [5], [3], [32])  # fewer members than the directions asked for
+    assert asked == arm
+    for found in (arm, *arms.joint(of, [5], [32]), *arms.truncated(of, [5], [32])):
+        assert found.error < 1e-12
+
+
+def test_members_that_are_all_zero_take_no_bytes() -> None:
+    nothing = layer([(torch.zeros(ROWS, 5).double(), torch.zeros(COLUMNS, 5).double())] * 2)
+    (arm,) = arms.reversible(nothing, [5], [0], [32])
+    assert (arm.params["r"], arm.bytes) == (0, 0)
+    assert arms.rebuilt(nothing, arm.spec, "rmm") == arm
 
 
 def test_a_mean_of_zero_takes_no_bytes() -> None:

@@ -73,6 +73,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *(("rmm", {"w": value}) for value in (0, 1, 7, 64, -8)),
     *(("rmm", {"c": value}) for value in (2, -1, True)),
     ("rmm", {"more": 1}),
+    ("rmm", {"c": 0, "p": 0}),  # no byte would vouch for the size of its factors
     *(("jd", {"k": value}) for value in (-1, 8, 1 << 62, 3.0)),
     *(("jd", {"w": value}) for value in (3, 33)),
 ]

@@ -15,7 +15,7 @@ from kinfold.family.gauge import aligned, squared_product_error, squared_product
 Pair = tuple[torch.Tensor, torch.Tensor]
 _NARROW = (8, 4)  # widths that a plan chooses from
 _TRUNCATED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ranks of `truncsvd`
-_JOINT = (8, 16, 32, 48, 64, 96)  # ranks of `jd`
+_JOINT = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96)  # ranks of `jd`
 _ROUGHLY = 1e-3  # `jd` stops when a round captures less than this share more: enough to plan by
 
 
@@ -103,9 +103,7 @@ def truncated(layer: Layer, ranks: Sequence[int] = _TRUNCATED, widths: Sequence[
 
 
 def joint(layer: Layer, ranks: Sequence[int] = _JOINT, widths: Sequence[int] = _NARROW) -> Iterator[Arm]:
-    """`jd`: bases for all, a core for each; members are fitted at norm 1, so that a large one does not take the bases."""
-    if len(layer.members) < 2:
-        return
+    """`jd`: bases for all, a core for each. Every member is fitted at norm 1: a large one does not take the bases."""
     scales = [_scale(norm) for norm in layer.norms]
     pairs = [(a / s, c / s) for (a, c), s in zip(layer.pairs, scales, strict=True)]
     most = min(sum(a.shape[1] for a, _ in layer.pairs), *layer.sides)
@@ -141,7 +139,7 @@ def reversible(
         if not plain:
             fits["aligned"] = rmm.fit(aligned(stacked))
         most = rmm.most_directions(len(pairs), rank)
-        for p in range(most + 1) if directions is None else [d for d in directions if d <= most]:
+        for p in range(most + 1) if directions is None else sorted({min(d, most) for d in directions}):
             gauge = min(fits, key=lambda name: _fit_error(layer, fits[name].cut(p), scales))
             for width in widths:
                 yield _reversible(layer, fits[gauge].cut(p), scales, width, gauge)
