@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from kinfold.family.gauge import aligned, squared_product_error, squared_product
 Pair = tuple[torch.Tensor, torch.Tensor]
 _NARROW = (8, 4)  # widths that a plan chooses from
 _TRUNCATED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ranks of `truncsvd`
-_JOINT = (8, 16, 32, 48, 64, 96)  # ranks of `jd`
+_JOINT = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96)  # ranks of `jd`
 _ROUGHLY = 1e-3  # `jd` stops when a round captures less than this share more: enough to plan by
 
 
@@ -103,12 +103,14 @@ def truncated(layer: Layer, ranks: Sequence[int] = _TRUNCATED, widths: Sequence[
 
 
 def joint(layer: Layer, ranks: Sequence[int] = _JOINT, widths: Sequence[int] = _NARROW) -> Iterator[Arm]:
-    """`jd`: bases for all, a core for each."""
-    if len(layer.members) < 2:
-        return
+    """`jd`: bases for all, a core for each. Every member is fitted at norm 1: a large one does not take the bases."""
+    scales = [_scale(norm) for norm in layer.norms]
+    pairs = [(a / s, c / s) for (a, c), s in zip(layer.pairs, scales, strict=True)]
     most = min(sum(a.shape[1] for a, _ in layer.pairs), *layer.sides)
     for rank in sorted({min(rank, most) for rank in ranks} - {0}):
-        model = jd.fit(layer.pairs, rank, _ROUGHLY)
+        model = jd.fit(pairs, rank, _ROUGHLY)
+        cores = tuple(core * s**2 for core, s in zip(model.cores, scales, strict=True))
+        model = replace(model, cores=cores)
         for width in widths:
             params, shared, own = sections.encode_jd(model, width)
             found = [sections.decode("jd", params, layer.sides, shared, data) for data in own]
@@ -137,7 +139,7 @@ def reversible(
         if not plain:
             fits["aligned"] = rmm.fit(aligned(stacked))
         most = rmm.most_directions(len(pairs), rank)
-        for p in range(most + 1) if directions is None else [d for d in directions if d <= most]:
+        for p in range(most + 1) if directions is None else sorted({min(d, most) for d in directions}):
             gauge = min(fits, key=lambda name: _fit_error(layer, fits[name].cut(p), scales))
             for width in widths:
                 yield _reversible(layer, fits[gauge].cut(p), scales, width, gauge)

@@ -200,7 +200,8 @@ def _as_pack_unit(unit: Unit, layers: Mapping[str, Shared]) -> Unit:
         return unit
     layer = layers.get(unit.pieces[0].base or "")
     scale = unit.params.get(_PARAMS, 1.0)
-    if layer is None or layer.codec != unit.codec or layer.shape != unit.pieces[0].shape or len(unit.pieces) > 1:
+    whole = len(unit.pieces) == 1 and unit.pieces[0].rows is None
+    if layer is None or layer.codec != unit.codec or layer.shape != unit.pieces[0].shape or not whole:
         raise PackError(f"`{unit.pieces[0].name}` has no shared section that fits")
     if set(unit.params) - {_PARAMS} or type(scale) is not float or not 0 < scale < 2.0**60:
         raise PackError(f"{unit.codec}: {unit.params} are impossible params")

@@ -15,11 +15,11 @@ from kinfold.budget import Budget
 from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.errors import FamilyError
 from kinfold.family import joint
-from kinfold.family.file import FamilyFile, Part, write_family
+from kinfold.family.file import FamilyFile, write_family
 from kinfold.family.gauge import shared_energy
-from kinfold.family.layers import Layers, read_layers
+from kinfold.family.layers import MOST_RANK, Layers, read_layers
 from kinfold.family.look import FamilyReport, report
-from kinfold.family.manifest import FamilyManifest
+from kinfold.family.manifest import FamilyManifest, require_name
 from kinfold.family.packs import pack_members
 from kinfold.family.rmm import most_directions
 from kinfold.family.watch import Watch, watch
@@ -28,8 +28,8 @@ from kinfold.pack.members import open_members
 from kinfold.pack.source import source_of
 
 Method = Literal["auto", "rmm", "jd", "truncsvd", "packs"]
-Built = tuple[FamilyManifest, Mapping[str, bytes], list[Part], int]
 _PAPER_RANK = 16
+_WIDTHS = {"float16": 16, "float32": 32}
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def fold(
     total = target.file_bytes(whole)
     if total is None:
         raise FamilyError(f"`{target.text}` is no budget of a family", hint="--budget 4MB, or --budget 1/3")
+    for member in found:
+        require_name(member.name)
     skeleton = FamilyManifest(
         created_by=f"kinfold {__version__}, torch {torch.__version__}",
         method=asked.method,
@@ -118,7 +120,7 @@ def fold(
         built = pack_members(found, skeleton, total, target.text)
     else:
         with tempfile.TemporaryDirectory(prefix="kinfold-") as folder:
-            rank_read = rank if isinstance(rank, int) and asked.plain else 64
+            rank_read = asked.rank if isinstance(asked.rank, int) and asked.plain else MOST_RANK
             layers = read_layers(found, Path(folder), as_given=asked.plain, rank=rank_read)
             _check_directions(asked, layers)
             energy = _shared(layers)
@@ -152,11 +154,13 @@ def _checked(
         raise FamilyError(f"`directions` belong to `rmm`, not to `{method}`", hint="--method rmm, or leave them out")
     if rank != "auto" and (type(rank) is not int or rank < 1):
         raise FamilyError(f"`rank` must be a whole number from 1, or `auto`, got {rank!r}", hint="--rank 16")
+    if dtype not in _WIDTHS:
+        raise FamilyError(f"`dtype` is {' or '.join(_WIDTHS)}, got {dtype!r}", hint="--dtype float16")
     if method == "auto":
         method = "mixed" if low_rank else "packs"
     if low_rank and method == "packs":
         raise FamilyError("members kept as packs are no LoRAs", hint="--method auto --low-rank")
-    width = None if wanted is None else {"float16": 16, "float32": 32}[dtype]
+    width = None if wanted is None else _WIDTHS[dtype]
     return _Asked(method, rank, wanted, width, preset == "paper", seed)  # pyright: ignore[reportArgumentType]
 
 
@@ -181,7 +185,7 @@ def _check_directions(asked: _Asked, layers: Layers) -> None:
         raise FamilyError(
             f"{p} directions of rank {rank} for {n} members cost more than keeping each member's factors, which is "
             f"as much as {even:.3g} directions",
-            hint=f"--directions {max(int(even), 1)}, or --method truncsvd",
+            hint=f"--directions {int(even)}, or --method truncsvd" if even >= 1 else "--method truncsvd",
         )
 
 
@@ -204,7 +208,7 @@ def _low_rank(
     text: str,
     *,
     dry_run: bool,
-) -> tuple[Built, dict[str, dict[str, float]]]:
+) -> tuple[joint.Built, dict[str, dict[str, float]]]:
     own = joint.METHODS if asked.method in ("mixed", "packs") else (asked.method,)
     wanted = joint.METHODS if dry_run and asked.directions is None else own
     ranks = joint.ranks_for(layers, asked.rank)
@@ -212,15 +216,13 @@ def _low_rank(
     room = total if asked.directions is None else 1 << 60
     kept = joint.keep_rest(members, layers, room if asked.directions is None else sum(map(_own_bytes, members)))
 
-    def build(left: int) -> tuple[FamilyManifest, dict[str, bytes], list[Part]] | None:
+    def build(left: int) -> joint.Assembled | None:
         chosen = joint.pick(options, own, left)
         return None if chosen is None else joint.assemble(layers, chosen, kept, skeleton, plain=asked.plain)
 
-    built = joint.fitted(build, room, text)
+    built = joint.fitted(build, joint.smallest(options, own), room, text)
     others: dict[str, dict[str, float]] = {}
-    layer_bytes = sum(len(s) for s in built[1].values()) + sum(
-        unit.bytes for part in built[2] for unit in part.manifest.units if unit.codec in joint.METHODS
-    )
+    layer_bytes = joint.layer_bytes(*built[1:3])
     for method in wanted:
         plan = joint.pick(options, (method,), layer_bytes)
         if plan is not None:

@@ -19,7 +19,7 @@ def balanced(a: torch.Tensor, c: torch.Tensor) -> Pair:
     """The same product with A^T A = C^T C diagonal, largest first: A = U sqrt(S), C = V sqrt(S)."""
     left, r_left = torch.linalg.qr(a)
     right, r_right = torch.linalg.qr(c)
-    u, s, v = torch.linalg.svd(r_left @ r_right.T)
+    u, s, v = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)  # ranks above a side are cut to it
     root = s.sqrt()
     a, c = left @ (u * root), right @ (v.T * root)
     if a.shape[1]:

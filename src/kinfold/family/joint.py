@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from kinfold.codec import create
@@ -24,6 +23,10 @@ from kinfold.report.progress import progress
 
 METHODS = ("rmm", "jd", "truncsvd")
 _LEAST_RANK = 4
+_ROUNDS = 8
+_SPARE = 64  # bytes that the text of another budget may take in the manifest
+Assembled = tuple[FamilyManifest, dict[str, bytes], list[Part]]
+Built = tuple[FamilyManifest, Mapping[str, bytes], list[Part], int]
 
 
 @dataclass(frozen=True)
@@ -127,9 +130,14 @@ def pick(options: Options, methods: Sequence[str], room: int) -> list[Option] | 
     return None if places is None else [layer[place] for layer, place in zip(allowed, places, strict=True)]
 
 
+def smallest(options: Options, methods: Sequence[str]) -> int:
+    """Bytes of the least that every layer can be with the arms of `methods`."""
+    return sum(min(option.choice.bytes for option in layer if option.codec in methods) for layer in options)
+
+
 def assemble(
     layers: Layers, chosen: Sequence[Option], kept: Sequence[Kept], skeleton: FamilyManifest, *, plain: bool
-) -> tuple[FamilyManifest, dict[str, bytes], list[Part]]:
+) -> Assembled:
     """The sections and parts of a plan, ready to be written."""
     shared: list[Shared] = []
     sections: dict[str, bytes] = {}
@@ -175,27 +183,43 @@ def _unit(layer: Layer, arm: Arm, place: int, piece: Any) -> Unit:
     )
 
 
-def fitted(
-    build: Callable[[int], tuple[FamilyManifest, dict[str, bytes], list[Part]] | None], total: int, text: str
-) -> tuple[FamilyManifest, Mapping[str, bytes], list[Part], int]:
-    """Call `build` with less and less room for the layers until the whole file takes at most `total` bytes.
+def layer_bytes(sections: Mapping[str, bytes], parts: Sequence[Part]) -> int:
+    """Bytes of all layers: shared sections and the members' own."""
+    own = (unit.bytes for part in parts for unit in part.manifest.units if unit.codec in METHODS)
+    return sum(map(len, sections.values())) + sum(own)
+
+
+def fitted(build: Callable[[int], Assembled | None], smallest: int, total: int, text: str) -> Built:
+    """Give the layers less and less room until the whole file takes at most `total` bytes.
+
+    Args:
+        build: the file for a room of so many bytes for the layers; None where they need more.
+        smallest: what the layers need at least.
+        total: most bytes of the file.
+        text: the budget as it was given.
 
     Raises:
-        BudgetError: even with the smallest layers the file is larger.
+        BudgetError: even with the smallest layers the file is larger; their file's bytes are named.
     """
     room = total
-    least = 0
-    for attempt in count():
+    for _ in range(_ROUNDS):
         built = build(room)
-        if built is None or attempt > 8:
-            raise BudgetError(
-                f"a budget of `{text}` is {total} bytes; names, norms, biases and new tensors leave no room for layers",
-                hint=f"--budget {-(-max(least, total + 1000) // 1000)}kB",
-                least_bytes=least,
-            )
+        if built is None:
+            break
         size = family_bytes(*built)
         if size <= total:
             return *built, size
-        least = size
-        room -= size - total
-    raise AssertionError
+        overhead = size - layer_bytes(*built[1:])
+        room = min(total - overhead, room - 1)
+    built = build(smallest)
+    assert built is not None  # the smallest of every layer fit what they take
+    least = family_bytes(*built)
+    if least <= total:
+        return *built, least
+    least += _SPARE
+    raise BudgetError(
+        f"a budget of `{text}` is {total} bytes; the smallest layers, with what is kept of names, norms, biases and "
+        f"new tensors, take {least}",
+        hint=f"--budget {least}",
+        least_bytes=least,
+    )

@@ -103,8 +103,10 @@ def _factors(member: Member, name: str, rank: int, as_given: bool) -> tuple[torc
     own = member.factors(name)
     if own is not None:
         _require_finite(member, name, *own)
-        a, c = own if as_given else balanced(*own)
-        return a, c, squared_product_norm(own)
+        fits = own[0].shape[1] <= min(rank, len(own[0]), len(own[1]))
+        a, c = own if as_given and fits else balanced(*own)
+        most = rank if as_given else max(rank, a.shape[1])  # of more, the first as given are not the leading ones
+        return a[:, :most], c[:, :most], squared_product_norm(own)
     delta = as_matrix(member.delta(name))
     _require_finite(member, name, delta)
     factors = leading(delta, rank)

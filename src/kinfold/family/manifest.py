@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kinfold.errors import PackError
+from kinfold.errors import FamilyError, PackError
 from kinfold.pack.manifest import Count, Hash, Name, Source, json_limit
 
-MemberName = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^#/\\\x00]+$")]
+_NAME = r"^[^#/\\\x00]+$"
+_LONGEST_NAME = 255
+MemberName = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME, pattern=_NAME)]
+
+
+def require_name(name: str) -> None:
+    """Refuse what no member can be called.
+
+    Raises:
+        FamilyError: the name is empty, too long, or holds one of `#`, `/` and `\\`.
+    """
+    if len(name) > _LONGEST_NAME or not re.fullmatch(_NAME, name):
+        raise FamilyError(
+            f"a member cannot be called {name!r}: names have 1 to {_LONGEST_NAME} characters without `#`, `/` and `\\`",
+            hint="name it: fold({'name': path}), or rename its folder",
+        )
 
 
 class _Model(BaseModel):

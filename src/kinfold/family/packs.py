@@ -6,38 +6,68 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kinfold.errors import BudgetError
+from kinfold.errors import BudgetError, CodecError
 from kinfold.family.file import Part, family_bytes
 from kinfold.family.manifest import FamilyManifest
-from kinfold.pack.format import FILES, PackFile
+from kinfold.pack.format import FILES, PackFile, pack_bytes
 from kinfold.pack.member import Member
 from kinfold.pack.members import materialise
 from kinfold.pack.write import pack
 
 _CLOSE = 512  # bytes: a second round for less is not worth its time
+_SPARE = 64  # bytes
 _ROUNDS = 4
 
 
 def pack_members(
     members: Sequence[Member], skeleton: FamilyManifest, total: int, text: str
 ) -> tuple[FamilyManifest, dict[str, bytes], list[Part], int]:
-    """Pack every member at its share of `total` bytes, in proportion to its changed weights.
+    """Pack every member at its share of `total` bytes: its header, and the rest in proportion to its changed weights.
 
     Packs that fit their share are taken over as they are.
 
     Raises:
         BudgetError: the shares are too small.
     """
-    weights = [max(member.reference_bytes, 1) for member in members]
+    weights = [member.reference_bytes for member in members]
+    headers = [_header(member) for member in members]
     room, least = total, 0
     for _ in range(_ROUNDS):
-        shares = [room * weight // sum(weights) for weight in weights]
-        parts = [_packed(member, share, skeleton.seed) for member, share in zip(members, shares, strict=True)]
+        rest = max(room - sum(headers), 0)
+        shares = [own + rest * weight // max(sum(weights), 1) for own, weight in zip(headers, weights, strict=True)]
+        parts = []
+        for member, share in zip(members, shares, strict=True):
+            try:
+                parts.append(_packed(member, share, skeleton.seed))
+            except CodecError as error:
+                raise CodecError(f"`{member.name}`: {error}", hint="mend that member, or leave it out") from error
+            except BudgetError as error:
+                raise _too_small(total, text, member.name, share, error) from error
         size = family_bytes(skeleton, {}, parts)
         if size <= total:
             return skeleton, {}, parts, size
         room, least = room - (size - total) - _CLOSE, size
-    raise BudgetError(f"a budget of `{text}` is {total} bytes; these members need {least}", least_bytes=least)
+    raise BudgetError(
+        f"a budget of `{text}` is {total} bytes; these members need {least}",
+        hint=f"--budget {least}",
+        least_bytes=least,
+    )
+
+
+def _too_small(total: int, text: str, name: str, share: int, error: BudgetError) -> BudgetError:
+    least = -(-total * error.least_bytes // max(share, 1))  # every share grows with the whole
+    return BudgetError(
+        f"a budget of `{text}` is {total} bytes, {share} of them for `{name}`, which needs {error.least_bytes}; "
+        f"about {least} would do",
+        hint=f"--budget {-(-least // 1000)}kB",
+        least_bytes=least,
+    )
+
+
+def _header(member: Member) -> int:
+    """What a pack of it takes at least, a little more than without any payload."""
+    manifest, files = member.skeleton(codec="fold")
+    return int(1.02 * pack_bytes(manifest, len(files))) + _SPARE
 
 
 def _packed(member: Member, share: int, seed: int) -> Part:

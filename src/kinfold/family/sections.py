@@ -20,6 +20,7 @@ def encode_rmm(model: Rmm, width: int) -> tuple[dict[str, Any], bytes, list[byte
     """Params, the shared section (mean, then basis) and each member's coefficients."""
     rank, directions = model.basis.shape[1:]
     centred = bool(model.mean.any())
+    rank = rank if centred or directions else 0  # all members are zero
     shared = (_encode(model.mean, width) if centred else b"") + _encode(model.basis.flatten(1), width)
     own = [_encode(model.coefficients[..., member], width) for member in range(model.coefficients.shape[-1])]
     return {"r": rank, "p": directions, "w": width, "c": int(centred)}, shared, own
@@ -79,7 +80,8 @@ def _check(codec: str, params: dict[str, Any], sides: tuple[int, int]) -> None:
     most = min(sides)
     if not wanted or not whole or params["w"] not in WIDTHS or params.get("c", 0) > 1:
         raise PackError(f"{codec}: {params} are impossible params")
-    if max(params.get("r", 0), params.get("k", 0)) > most or params.get("p", 0) > params.get("r", 0):
+    empty = codec == "rmm" and not (params["c"] or params["p"]) and params["r"] > 0  # no byte vouches for its size
+    if empty or max(params.get("r", 0), params.get("k", 0)) > most or params.get("p", 0) > params.get("r", 0):
         raise PackError(f"{codec}: {params} are impossible for a layer of {sides[0]} x {sides[1]}")
 
 

@@ -6,14 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.errors import FamilyError
 from kinfold.family.file import FamilyFile, Part, write_family
 from kinfold.family.look import FamilyReport, report
+from kinfold.family.manifest import require_name
 from kinfold.family.packs import absorbed
 from kinfold.pack.format import FILES, PackFile, seal, write_pack
 from kinfold.pack.member import PathLike, stem
-from kinfold.pack.restore import RestoreReport, restore
+from kinfold.pack.restore import RestoreReport, check_base, restore, tensor_specs
 
 
 def unfold(
@@ -51,9 +53,11 @@ def unfold(
     if to != "pack":
         raise FamilyError(f"a member unfolds to `model` or `pack`, not to `{to}`", hint="kinfold export for an adapter")
     refuse_existing(Path(out), overwrite)
+    checkpoint = Checkpoint.open(base)
+    forced = check_base(opened, checkpoint, force)
     _write_pack(opened, Path(out), overwrite=overwrite)
-    manifest = opened.manifest
-    return RestoreReport(str(out), len(manifest.units), Path(out).stat().st_size, manifest.lossless, False)
+    held = len(tensor_specs(opened.manifest, checkpoint))
+    return RestoreReport(str(out), held, Path(out).stat().st_size, opened.manifest.lossless, forced)
 
 
 def _write_pack(opened: PackFile, out: Path, *, overwrite: bool) -> None:
@@ -81,6 +85,7 @@ def add_member(
     refuse_existing(out, overwrite)
     opened, added = FamilyFile.open(family), PackFile.open(pack)
     name = name or stem(Path(pack))
+    require_name(name)
     if name in opened.manifest.members:
         raise FamilyError(f"`{family}` has a member `{name}` already", hint="give it another --name")
     if added.manifest.base.fingerprint != opened.manifest.base.fingerprint:
