@@ -32,10 +32,10 @@ def bare(tmp_path: Path) -> Path:
     return folder
 
 
-def refused(kind: type[KinfoldError], match: str, folder: Path, *arguments: Any, **options: Any) -> KinfoldError:
+def refused(kind: type[KinfoldError], match: str, folder: Path, members: Any, **options: Any) -> KinfoldError:
     """The error that `fold` gives, after a look at what it left behind."""
     with pytest.raises(kind, match=match) as caught:
-        fold(*arguments, folder / "f", **options)
+        fold(members, folder / "f", **options)
     assert list(folder.iterdir()) == []
     return caught.value
 
