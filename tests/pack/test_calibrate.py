@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from forge import take_apart
 from transformers import LlamaForCausalLM
 
 import kinfold
+from forge import take_apart
 from kinfold.errors import CalibrationError, CodecError
 from models import beside, raw
 

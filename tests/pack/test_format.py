@@ -9,9 +9,9 @@ import pytest
 import torch
 import zstandard
 from blake3 import blake3
-from forge import take_apart
 
 import kinfold
+from forge import take_apart
 from kinfold.pack.format import PackFile, entry_names, entry_sizes
 from kinfold.pack.manifest import Manifest, Piece, SideFile, Unit
 from models import perturbed, pico, raw, save

@@ -12,9 +12,9 @@ import pytest
 import torch
 import zstandard
 from blake3 import blake3
-from forge import forge, put_together, take_apart
 
 import kinfold
+from forge import forge, put_together, take_apart
 from kinfold.errors import PackError
 from kinfold.pack.format import PackFile
 from models import beside, raw, save

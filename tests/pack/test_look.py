@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import take_apart
 from safetensors import safe_open
 
 import kinfold
+from forge import take_apart
 from kinfold.errors import CheckpointError, WrongBaseError
 from models import perturbed, pico, raw, save
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import zstandard
-from forge import forge, put_together, take_apart
 
 import kinfold
+from forge import forge, put_together, take_apart
 from kinfold.errors import PackError
 from models import beside
 

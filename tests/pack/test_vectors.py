@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forge import take_apart
 
 import kinfold
+from forge import take_apart
 from kinfold.checkpoint import Checkpoint
 from kinfold.pack.source import Sources
 from kinfold.pack.units import drafts

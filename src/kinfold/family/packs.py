@@ -36,13 +36,14 @@ def pack_members(
         rest = max(room - sum(headers), 0)
         shares = [own + rest * weight // max(sum(weights), 1) for own, weight in zip(headers, weights, strict=True)]
         parts = []
-        for member, share in zip(members, shares, strict=True):
+        for member, share, own, weight in zip(members, shares, headers, weights, strict=True):
             try:
                 parts.append(_packed(member, share, skeleton.seed))
             except CodecError as error:
                 raise CodecError(f"`{member.name}`: {error}", hint="mend that member, or leave it out") from error
             except BudgetError as error:
-                raise _too_small(total, text, member.name, share, error) from error
+                more = max(error.least_bytes - own, 0) * sum(weights)  # every share grows with the whole
+                raise _too_small(total, text, member.name, sum(headers) + -(-more // max(weight, 1))) from error
         size = family_bytes(skeleton, {}, parts)
         if size <= total:
             return skeleton, {}, parts, size
@@ -54,11 +55,9 @@ def pack_members(
     )
 
 
-def _too_small(total: int, text: str, name: str, share: int, error: BudgetError) -> BudgetError:
-    least = -(-total * error.least_bytes // max(share, 1))  # every share grows with the whole
+def _too_small(total: int, text: str, name: str, least: int) -> BudgetError:
     return BudgetError(
-        f"a budget of `{text}` is {total} bytes, {share} of them for `{name}`, which needs {error.least_bytes}; "
-        f"about {least} would do",
+        f"a budget of `{text}` is {total} bytes; the share of `{name}` is too small for it, about {least} would do",
         hint=f"--budget {-(-least // 1000)}kB",
         least_bytes=least,
     )
