@@ -16,7 +16,7 @@ from kinfold.codec.factors import encode_dense, matrix_sides
 from kinfold.errors import FamilyError, PackError
 from kinfold.family import sections
 from kinfold.family.manifest import FamilyManifest, Shared
-from kinfold.pack.format import FILES, FORMAT, MANIFEST, PackFile, read_entry, short_hash
+from kinfold.pack.format import FILES, FORMAT, MANIFEST, PackFile, read_entry, read_start, short_hash
 from kinfold.pack.manifest import Manifest, Unit
 
 JOINT = ("rmm", "jd")  # codecs whose units need a shared section
@@ -118,20 +118,7 @@ class FamilyFile:
             PackError: no such file, not a family, made by a newer version, truncated or damaged.
         """
         path = Path(path)
-        if not path.is_file():
-            raise PackError(f"there is no family `{path}`", hint=f"ls {path.parent}")
-        metadata, entries = read_header(path, PackError)
-        version = metadata.get("kinfold.format")
-        if version is None or "kinfold.family" not in metadata or MANIFEST not in entries:
-            hint = f"kinfold inspect {path}" if version else "kinfold fold VARIANT... --base BASE -o OUT"
-            raise PackError(f"`{path}` is no family", hint=hint)
-        if version != FORMAT:
-            raise PackError(
-                f"`{path}` has format {version!r}, this version reads {FORMAT}", hint="pip install -U kinfold"
-            )
-        raw = read_entry(entries[MANIFEST])
-        if metadata.get("kinfold.manifest") != blake3(raw).hexdigest():
-            raise PackError(f"the manifest of `{path}` is damaged: its hash differs", hint="fetch the family again")
+        metadata, entries, raw = read_start(path, "family", "kinfold fold VARIANT... --base BASE -o OUT")
         manifest = FamilyManifest.from_bytes(raw)
         told = (metadata.get("kinfold.base"), metadata.get("kinfold.family"))
         names = json.dumps(manifest.members, ensure_ascii=False)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-import zstandard
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from kinfold.errors import FamilyError, PackError
-from kinfold.pack.manifest import Count, Hash, Name, Source, json_limit
+from kinfold.errors import FamilyError
+from kinfold.pack.manifest import Count, Hash, Name, Source, Stored
 
 _NAME = r"^[^#/\\\x00]+$"
 _LONGEST_NAME = 255
@@ -51,7 +50,7 @@ class Shared(_Model):
     params: dict[str, Any]
 
 
-class FamilyManifest(_Model):
+class FamilyManifest(Stored):
     """Everything that is common to all members, and their names."""
 
     created_by: str
@@ -71,23 +70,7 @@ class FamilyManifest(_Model):
             raise ValueError("a member is listed twice")
         return members
 
-    def to_bytes(self) -> bytes:
-        """JSON in the order of the fields, defaults left out, compressed with zstd."""
-        return zstandard.ZstdCompressor(level=19).compress(self.model_dump_json(exclude_defaults=True).encode())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> FamilyManifest:
-        """Read and check a manifest.
-
-        Raises:
-            PackError: it does not decompress, parse, or contradicts itself.
-        """
-        try:
-            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=json_limit(data))
-            manifest = cls.model_validate_json(text)
-            tensors = [shared.tensor for shared in manifest.shared]
-            if len(set(tensors)) != len(tensors):
-                raise ValueError("a layer is listed twice")
-        except (zstandard.ZstdError, ValidationError, ValueError) as cause:
-            raise PackError(f"the family's manifest is damaged: {str(cause).splitlines()[0]}") from cause
-        return manifest
+    def _check(self) -> None:
+        tensors = [shared.tensor for shared in self.shared]
+        if len(set(tensors)) != len(tensors):
+            raise ValueError("a layer is listed twice")

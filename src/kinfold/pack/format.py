@@ -133,19 +133,7 @@ class PackFile:
             PackError: no such file, not a pack, made by a newer version, truncated or damaged.
         """
         path = Path(path)
-        if not path.is_file():
-            raise PackError(f"there is no pack `{path}`", hint=f"ls {path.parent}")
-        metadata, entries = read_header(path, PackError)
-        version = metadata.get("kinfold.format")
-        if version is None or MANIFEST not in entries:
-            raise PackError(f"`{path}` is a safetensors file but no pack", hint="kinfold pack BASE VARIANT -o OUT")
-        if version != FORMAT:
-            raise PackError(
-                f"`{path}` has format {version!r}, this version reads {FORMAT}", hint="pip install -U kinfold"
-            )
-        raw = read_entry(entries[MANIFEST])
-        if metadata.get("kinfold.manifest") != blake3(raw).hexdigest():
-            raise PackError(f"the manifest of `{path}` is damaged: its hash differs", hint="fetch the pack again")
+        metadata, entries, raw = read_start(path, "variant", "kinfold pack BASE VARIANT -o OUT")
         manifest = Manifest.from_bytes(raw)
         known = {"kinfold.format", "kinfold.base", "kinfold.variant", "kinfold.manifest"}
         told = (metadata.get("kinfold.base"), metadata.get("kinfold.variant"))
@@ -201,6 +189,35 @@ class PackFile:
         """Read every entry once and check its hash."""
         for name in self.manifest.entries:
             self.entry(name)
+
+
+def read_start(path: Path, key: str, make: str) -> tuple[dict[str, str], dict[str, TensorInfo], bytes]:
+    """Metadata, entries and the manifest's bytes, its hash checked, of a pack or a family.
+
+    Args:
+        path: of the file.
+        key: `variant` or `family`, which the metadata must have.
+        make: the command that makes such a file.
+
+    Raises:
+        PackError: no such file, of another kind, made by a newer version, truncated or damaged.
+    """
+    noun = "pack" if key == "variant" else key
+    if not path.is_file():
+        raise PackError(f"there is no {noun} `{path}`", hint=f"ls {path.parent}")
+    metadata, entries = read_header(path, PackError)
+    version = metadata.get("kinfold.format")
+    if version is None or MANIFEST not in entries or not metadata.keys() & {"kinfold.variant", "kinfold.family"}:
+        raise PackError(f"`{path}` is a safetensors file but no {noun}", hint=make)
+    if version != FORMAT:
+        raise PackError(f"`{path}` has format {version!r}, this version reads {FORMAT}", hint="pip install -U kinfold")
+    if f"kinfold.{key}" not in metadata:
+        other = "family" if key == "variant" else "pack"
+        raise PackError(f"`{path}` is a {other}, a {noun} is wanted", hint=f"kinfold inspect {path}")
+    raw = read_entry(entries[MANIFEST])
+    if metadata.get("kinfold.manifest") != blake3(raw).hexdigest():
+        raise PackError(f"the manifest of `{path}` is damaged: its hash differs", hint=f"fetch the {noun} again")
+    return metadata, entries, raw
 
 
 def read_entry(info: TensorInfo) -> bytes:

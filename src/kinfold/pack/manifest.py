@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -138,7 +138,34 @@ class SideFile(_Model):
         return path
 
 
-class Manifest(_Model):
+class Stored(_Model):
+    """A manifest as it lies in a file."""
+
+    def to_bytes(self) -> bytes:
+        """JSON in the order of the fields, no spaces, defaults left out, compressed with zstd."""
+        text = self.model_dump_json(exclude_defaults=True).encode()
+        return zstandard.ZstdCompressor(level=19).compress(text)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read and check a manifest.
+
+        Raises:
+            PackError: it does not decompress, parse, or contradicts itself.
+        """
+        try:
+            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=_json_limit(data))
+            manifest = cls.model_validate_json(text)
+            manifest._check()
+        except (zstandard.ZstdError, ValidationError, ValueError) as cause:
+            raise PackError(f"the manifest is damaged: {str(cause).splitlines()[0]}") from cause
+        return manifest
+
+    def _check(self) -> None:
+        """Raise ValueError for what contradicts itself."""
+
+
+class Manifest(Stored):
     """Everything a reader must know; see `docs/FORMAT.md` for each key."""
 
     created_by: str
@@ -158,26 +185,6 @@ class Manifest(_Model):
     files: list[SideFile] = []
     left_out: list[str] = []
     entries: dict[Name, Hash] = {}
-
-    def to_bytes(self) -> bytes:
-        """JSON in the order of the fields, no spaces, defaults left out, compressed with zstd."""
-        text = self.model_dump_json(exclude_defaults=True).encode()
-        return zstandard.ZstdCompressor(level=19).compress(text)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Read and check a manifest.
-
-        Raises:
-            PackError: it does not decompress, parse, or contradicts itself.
-        """
-        try:
-            text = zstandard.ZstdDecompressor().decompress(data, max_output_size=json_limit(data))
-            manifest = cls.model_validate_json(text)
-            manifest._check()
-        except (zstandard.ZstdError, ValidationError, ValueError) as cause:
-            raise PackError(f"the manifest is damaged: {str(cause).splitlines()[0]}") from cause
-        return manifest
 
     def _check(self) -> None:
         """Every tensor of the variant is accounted for once, and no payload claims too much."""
@@ -222,7 +229,7 @@ class Manifest(_Model):
         return all(unit.codec == "exact" for unit in self.units)
 
 
-def json_limit(data: bytes) -> int:
+def _json_limit(data: bytes) -> int:
     size = zstandard.frame_content_size(data)
     if not 0 <= size <= min(MAX_MANIFEST, 2048 * len(data) + 4096):
         raise ValueError(f"it claims {size} bytes")
