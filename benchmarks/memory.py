@@ -35,7 +35,7 @@ CHILD = """
 import sys, torch, kinfold
 from resident import peak_mb
 before = peak_mb()
-kinfold.pack(sys.argv[1], sys.argv[2], sys.argv[3], codec=sys.argv[4], budget="1/100")
+kinfold.pack(sys.argv[1], sys.argv[2], sys.argv[3], codec=sys.argv[4])
 print(before, peak_mb())
 """
 

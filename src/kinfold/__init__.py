@@ -4,17 +4,27 @@ from kinfold._version import __version__
 from kinfold.budget import Calibration
 from kinfold.compare import compare
 from kinfold.errors import KinfoldError
-from kinfold.pack import diff, inspect, load, pack, restore, verify
+from kinfold.family import add_member, fold, inspect, load, remove_member, unfold, verify
+from kinfold.family.merge import merge, merge_recipe
+from kinfold.family.peft_io import export
+from kinfold.pack import diff, pack, restore
 
 __all__ = [
     "Calibration",
     "KinfoldError",
     "__version__",
+    "add_member",
     "compare",
     "diff",
+    "export",
+    "fold",
     "inspect",
     "load",
+    "merge",
+    "merge_recipe",
     "pack",
+    "remove_member",
     "restore",
+    "unfold",
     "verify",
 ]

@@ -11,6 +11,7 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── FamilyError             members cannot be folded together, or one is not in the family
 ├── MergeError              members cannot be merged so, or an option of the method is not its own
 ├── AuditError              members cannot be audited together
+├── DominanceError          a member outweighs or cancels the rest, and that was to be refused; exit code 3
 ├── MetricError             the user's own metric cannot be found, fails, or gives no number
 ├── DataError               a package or data set cannot be fetched or fails its checksum
 ├── OutputError             the output exists, or the disk cannot take it
@@ -79,6 +80,10 @@ class MergeError(KinfoldError):
 
 class AuditError(KinfoldError):
     """Members cannot be audited together."""
+
+
+class DominanceError(KinfoldError):
+    """A member outweighs or cancels the rest, and that was to be refused."""
 
 
 class MetricError(KinfoldError):

@@ -45,7 +45,7 @@ def read_rows(path: str | Path) -> list[Row]:
     try:
         lines = path.read_text("utf-8").split("\n")  # splitlines would also cut at U+2028 inside a string
     except (OSError, UnicodeDecodeError) as cause:
-        raise CalibrationError(f"cannot read `{path}`: {cause}") from cause
+        raise CalibrationError(f"cannot read `{path}`: {cause}", hint=f"ls {path.parent}") from cause
     rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise CalibrationError(f"`{path}` has no rows", hint='one JSON object a line, such as {"text": "..."}')

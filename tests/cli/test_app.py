@@ -98,9 +98,9 @@ def test_diff_lists_the_largest_change_first(pair: Pair, capsys: pytest.CaptureF
         (["pack", "a", "b", "-o", "x", "--codec", "ods"], 1, "--codec osd"),
         (["pack", "a", "b", "-o", "x", "--budget", "lots"], 1, "--budget 1/100"),
         (["inspect", "nowhere.kin.safetensors"], 1, "no pack"),
-        (["pack", "a"], 2, "kinfold --help"),
+        (["pack", "a"], 2, "kinfold pack --help"),
         (["bake"], 2, "kinfold --help"),
-        (["pack", "a", "b", "-o", "x", "--seed", "red"], 2, "kinfold --help"),
+        (["pack", "a", "b", "-o", "x", "--seed", "red"], 2, "kinfold pack --help"),
     ],
 )
 def test_mistakes_get_words_and_a_code(

@@ -94,7 +94,7 @@ def test_no_codec_fits(llama_pair: Pair, capsys: pytest.CaptureFixture[str]) -> 
         (["--rows", "nowhere.jsonl"], 1, "cannot read `nowhere.jsonl`"),
         (["--calibrate", "nowhere.jsonl"], 1, "cannot read `nowhere.jsonl`"),
         (["--figure", "nowhere/f.svg"], 1, "mkdir -p nowhere"),
-        (["--seed", "red"], 2, "kinfold --help"),
+        (["--seed", "red"], 2, "kinfold compare --help"),
     ],
 )
 def test_mistakes_get_words_and_a_code(

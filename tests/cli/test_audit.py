@@ -112,7 +112,7 @@ def _read(directory: str) -> Tensors:
         (["--weights", "negative.json"], 1, "above 0"),
         (["--alpha", "2"], 1, "between 0 and 1"),
         (["--reference", "base"], 1, "0 members"),
-        (["--alpha", "red"], 2, "kinfold --help"),
+        (["--alpha", "red"], 2, "kinfold audit --help"),
     ],
 )
 def test_mistakes_get_words_and_a_code(

@@ -63,7 +63,7 @@ def test_unknown_codec_like_no_other() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("truncsvd", {"rank": 4}, "does not take rank=4.*options are value_bits, allocation"),
+        ("truncsvd", {"rank": 4}, "has no option `rank`.*options are value_bits, allocation"),
         ("truncsvd", {"value_bits": 5}, "does not take value_bits=5"),
         ("dare", {"keep": 2}, "does not take keep=2"),
         ("osd", {"score": "best"}, "'frob', 'mag', 'fisher' or 'taylor'"),

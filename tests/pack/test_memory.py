@@ -25,7 +25,7 @@ def peak():  # of this process alone: ru_maxrss starts at the parent's
 before = peak()
 base, variant, out, codec, back = sys.argv[1:]
 options = {"value_bits": 8, "extra_rank": 1, "score": "mag"} if codec == "osd" else None
-kinfold.pack(base, variant, out, codec=codec, options=options, budget="1/200")
+kinfold.pack(base, variant, out, codec=codec, options=options, budget=None if codec == "exact" else "1/200")
 packed = peak()
 kinfold.restore(out, base, back)
 print(packed - before, peak() - before)

@@ -44,6 +44,11 @@ class Budget:
             budget = cls._read(text)
         except (ValueError, ZeroDivisionError, KeyError) as cause:
             raise BudgetError(f"`{text}` is no budget; give {_ALLOWED}", hint="--budget 1/100") from cause
+        if budget.kind == "bytes" and 0 < budget.value < 1:
+            near = round(1 / float(budget.value))
+            raise BudgetError(
+                f"`{text}` is less than a byte; a fraction is written 1/{near}", hint=f"--budget 1/{near}"
+            )
         if budget.value <= 0 or (budget.kind == "fraction" and budget.value > 1):
             raise BudgetError(f"a budget must be above zero and a fraction at most 1, got `{text}`")
         if budget.kind == "gain" and budget.value >= 1:

@@ -25,6 +25,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise OutputError when `path` exists and may not be replaced."""
+    if not path.name or path.name == "..":
+        raise OutputError(f"`{path}` is no name for an output", hint="choose another -o")
     if path.exists() and not overwrite:
         raise OutputError(f"`{path}` exists", hint="choose another -o, or pass --overwrite to replace it")
     if not path.parent.is_dir():

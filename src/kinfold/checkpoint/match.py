@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,12 +62,14 @@ def match(
         CheckpointError: less than half of the variant's bytes have a counterpart of the same shape; the
             two are different architectures.
     """
-    prefix = _common_prefix(base, variant)
+    prefix = common_prefix(
+        variant.tensors, base.tensors, lambda own, other: variant.tensors[own].shape == base.tensors[other].shape
+    )
     pairs: list[Pair] = []
     unlike: list[str] = []
     first_with: dict[tuple[str, str, tuple[int, ...]], str] = {}
     for name, info in variant.tensors.items():
-        other = _renamed(name, prefix)
+        other = renamed(name, prefix)
         there = base.tensors.get(other) if other is not None else None
         identity = (variant_digest[name], info.dtype, info.shape)
         twin = first_with.setdefault(identity, name)
@@ -83,7 +84,7 @@ def match(
             pairs.append(Pair(name, "new"))
             if there is not None:
                 unlike.append(name)
-    met = {_renamed(name, prefix) for name in variant.tensors}
+    met = {renamed(name, prefix) for name in variant.tensors}
     result = Match(pairs, [name for name in base.tensors if name not in met], prefix, unlike)
     if strict:
         _refuse_strangers(base, variant, result)
@@ -101,23 +102,25 @@ def _rows(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _renamed(name: str, prefix: tuple[str, str]) -> str | None:
+def renamed(name: str, prefix: tuple[str, str]) -> str | None:
+    """The base's name for a name of the variant; None where the variant's prefix is not on it."""
     own, other = prefix
     return other + name[len(own) :] if name.startswith(own) else None
 
 
-def _common_prefix(base: Checkpoint, variant: Checkpoint) -> tuple[str, str]:
-    """The pair of prefixes under which most tensors meet in name and shape."""
+def common_prefix(
+    names: Collection[str], base_names: Collection[str], met: Callable[[str, str], bool]
+) -> tuple[str, str]:
+    """The pair of prefixes (the variant's, the base's) under which most names meet; `met` judges two of them."""
 
-    def met(prefix: tuple[str, str]) -> int:
-        names = ((info, _renamed(name, prefix)) for name, info in variant.tensors.items())
-        return sum(other in base.tensors and base.tensors[other].shape == info.shape for info, other in names if other)
+    def meetings(prefix: tuple[str, str]) -> int:
+        renamed_names = ((name, renamed(name, prefix)) for name in names)
+        return sum(met(name, other) for name, other in renamed_names if other and other in base_names)
 
-    heads = Counter(name.split(".")[0] + "." for name in variant.tensors if "." in name)
-    base_heads = Counter(name.split(".")[0] + "." for name in base.tensors if "." in name)
-    candidates = [("", "")]
-    candidates += [(head, "") for head in sorted(heads)] + [("", head) for head in sorted(base_heads)]
-    return max(candidates, key=met)
+    heads = sorted({name.split(".")[0] + "." for name in names if "." in name})
+    base_heads = sorted({name.split(".")[0] + "." for name in base_names if "." in name})
+    candidates = [("", ""), *((head, "") for head in heads), *(("", head) for head in base_heads)]
+    return max(candidates, key=meetings)
 
 
 def _refuse_strangers(base: Checkpoint, variant: Checkpoint, result: Match) -> None:

@@ -18,6 +18,7 @@ from kinfold.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 BLOCK = 8 << 20  # bytes read at once while hashing: large enough for full disk speed
 SIDE_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}  # what from_pretrained reads
+TRAINING = {"trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"}  # of no use to it
 MAX_SIDE_FILE = 64 << 20
 
 # keeps every tensor, as AutoModel would not keep a head; `weights_only` runs no code of the pickle
@@ -121,7 +122,7 @@ class Checkpoint:
             weights = path.suffix == ".safetensors" or name.endswith(".safetensors.index.json")
             if not path.is_file() or hidden or weights:
                 continue
-            fits = path.suffix in SIDE_SUFFIXES and path.stat().st_size <= MAX_SIDE_FILE
+            fits = path.suffix in SIDE_SUFFIXES and path.name not in TRAINING and path.stat().st_size <= MAX_SIDE_FILE
             (kept if fits else left).append(name)
         return kept, left
 
@@ -129,7 +130,12 @@ class Checkpoint:
 def _weight_files(directory: Path) -> list[Path]:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
-        raise CheckpointError(f"`{directory}` {what}; a model directory with config.json and *.safetensors is wanted")
+        raise CheckpointError(
+            f"`{directory}` {what}; a model directory with config.json and *.safetensors is wanted",
+            hint=""
+            if directory.exists()
+            else f"a name on the hub is not fetched: hf download {directory} --local-dir DIR",
+        )
     index = directory / INDEX
     if index.exists():
         names = sorted(set(_weight_map(index).values()))
@@ -141,6 +147,11 @@ def _weight_files(directory: Path) -> list[Path]:
             )
         return [directory / name for name in names]
     single = directory / "model.safetensors"
+    if (directory / "adapter_config.json").exists() and not single.exists():
+        raise CheckpointError(
+            f"`{directory}` is a PEFT adapter, and a model directory is wanted",
+            hint="kinfold export and the commands on families take adapters; PEFT's `merge_and_unload` makes a model",
+        )
     files = [single] if single.exists() else sorted(directory.glob("*.safetensors"))
     if files:
         return files

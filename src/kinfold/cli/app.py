@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from kinfold._version import __version__
-from kinfold.cli import show
+from kinfold.cli import show, show_family
 from kinfold.cli.output import DONE, FOUND, Format, emit
-from kinfold.errors import CodecError
+from kinfold.errors import CodecError, KinfoldError
 
 app = App(
     name="kinfold",
@@ -35,7 +35,7 @@ def pack(
     *,
     output: Output,
     codec: str = "fold",
-    budget: str = "1/100",
+    budget: str | None = None,
     option: tuple[str, ...] = (),
     calibrate: Path | None = None,
     labels: Literal["model", "data"] = "model",
@@ -59,8 +59,8 @@ def pack(
     codec
         fold, exact, osd, truncsvd, bitdelta, dare or magnitude.
     budget
-        Of the whole file: a size (4MB), a fraction of the reference size (1/100), rank:4, or exact; or
-        gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
+        Of the whole file: a size (4MB), a fraction of the reference size (1/100, where none is given), rank:4, or
+        exact; or gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
     option
         KEY=VALUE for the codec; may be repeated.
     calibrate
@@ -84,7 +84,7 @@ def pack(
         variant,
         output,
         codec=codec,
-        options=_options(option),
+        options=key_values(option),
         budget=budget,
         calibration=kinfold.Calibration.read(calibrate, labels) if calibrate else None,
         seed=seed,
@@ -95,7 +95,21 @@ def pack(
     emit(report, format, lambda: show.packed(report, base, dry_run))
 
 
-def _options(given: tuple[str, ...]) -> dict[str, Any]:
+def named_paths(given: tuple[str, ...], error: type[KinfoldError]) -> dict[str, Path] | list[Path]:
+    """Members as PATH, or as NAME=PATH where a name is given."""
+    pairs = [text.partition("=") if not Path(text).exists() else (text, "", "") for text in given]
+    if not any(equals for _, equals, _ in pairs):
+        return [Path(text) for text in given]
+    found: dict[str, Path] = {}
+    for text, (name, equals, path) in zip(given, pairs, strict=True):
+        name, path = (name, path) if equals else (Path(text).name, text)
+        if name in found:
+            raise error(f"two of them are called `{name}`", hint="name them: one=A two=B")
+        found[name] = Path(path)
+    return found
+
+
+def key_values(given: tuple[str, ...]) -> dict[str, Any]:
     options = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -116,22 +130,26 @@ def inspect(
     plot: Path | None = None,
     format: AsFormat = "human",
 ) -> None:
-    """Show bytes, codec, rank and error of a pack, without its base.
+    """Show bytes, codec, rank and error of a pack, or the members of a family; the base is not needed.
 
     Parameters
     ----------
     pack
-        The pack file.
+        The pack or family file.
     tensors
         One line for every tensor.
     plot
-        Write an HTML report with figures to this path.
+        Write an HTML report with figures to this path; of packs only.
     format
         human or json.
     """
     import kinfold
+    from kinfold.family import FamilyReport
 
     info = kinfold.inspect(pack)
+    if isinstance(info, FamilyReport):
+        emit(info, format, lambda: show_family.described(info, tensors))
+        return
     if plot is not None:
         from kinfold.report.html import write_pack_report
 
@@ -176,12 +194,12 @@ def restore(
 
 @app.command
 def verify(pack: Path, *, base: Path | None = None, format: AsFormat = "human") -> int:
-    """Check a pack's structure and hashes; with its base, decode every tensor too. Exits with 3 on damage.
+    """Check a pack or a family; with its base, decode every tensor too. Exits with 3 on damage.
 
     Parameters
     ----------
     pack
-        The pack file.
+        The pack or family file.
     base
         Model directory of the base.
     format

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from kinfold.errors import KinfoldError
+from kinfold.errors import DominanceError, KinfoldError
 
 Format = Literal["human", "json"]
 DONE, AT_FAULT, USAGE, FOUND, INTERRUPTED = 0, 1, 2, 3, 130
@@ -30,9 +30,9 @@ def run(app: App, argv: Sequence[str]) -> int:
         code = app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
     except KinfoldError as error:
         say_error(str(error), error.hint)
-        return AT_FAULT
+        return FOUND if isinstance(error, DominanceError) else AT_FAULT
     except CycloptsError as error:
-        say_error(str(error), "kinfold --help")
+        say_error(str(error), " ".join(["kinfold", *[word for word in argv[:1] if word in app], "--help"]))
         return USAGE
     except KeyboardInterrupt:
         say_error("interrupted", "run the same command again to go on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,10 @@ def restored(report: Any) -> None:
     """A `RestoreReport`."""
     proof = ", bit-identical to the variant" if report.lossless else ""
     facts([("model", report.path), ("tensors", f"{report.tensors}, {size(report.bytes)}{proof}")])
-    say_hint(f"python -c \"from transformers import AutoModel; AutoModel.from_pretrained('{report.path}')\"")
+    config = Path(report.path) / "config.json"
+    names = json.loads(config.read_text("utf-8")).get("architectures") if config.exists() else None
+    kind = names[0] if names and names[0].isidentifier() else "AutoModel"  # AutoModel would leave a head out
+    say_hint(f"python -c \"from transformers import {kind}; {kind}.from_pretrained('{report.path}')\"")
 
 
 def verified(report: Any) -> None:

@@ -263,7 +263,8 @@ def create(name: str, options: Mapping[str, Any] | None = None) -> Codec:
         first = cause.errors()[0]
         key = ".".join(map(str, first["loc"])) or "options"
         allowed = ", ".join(k for k in kind.Config.model_fields if k != "version")
-        raise CodecError(
-            f"`{name}` does not take {key}={first.get('input')!r}: {first['msg']}; its options are {allowed}"
-        ) from cause
+        what = f"`{name}` has no option `{key}`"
+        if key in kind.Config.model_fields:
+            what = f"`{name}` does not take {key}={first.get('input')!r}: {first['msg']}"
+        raise CodecError(f"{what}; its options are {allowed}") from cause
     return kind(config)

@@ -136,7 +136,7 @@ class _Bench:
                     out,
                     codec=setting.codec,
                     options=setting.options,
-                    budget=budget.text,
+                    budget=None if setting.codec == "exact" else budget.text,
                     calibration=self.calibration,
                     seed=self.seed,
                 )

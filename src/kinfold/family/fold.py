@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +22,10 @@ from kinfold.family.look import FamilyReport, report
 from kinfold.family.manifest import FamilyManifest, require_name
 from kinfold.family.packs import pack_members
 from kinfold.family.rmm import most_directions
-from kinfold.pack.manifest import Source
+from kinfold.family.watch import Watch, watch
 from kinfold.pack.member import Base, Member, PathLike
 from kinfold.pack.members import open_members
+from kinfold.pack.source import source_of
 
 Method = Literal["auto", "rmm", "jd", "truncsvd", "packs"]
 _PAPER_RANK = 16
@@ -55,6 +56,7 @@ def fold(
     directions: int | Literal["auto"] = "auto",
     dtype: Literal["float16", "float32"] = "float16",
     low_rank: bool = False,
+    dominance: Watch = "warn",
     seed: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -77,12 +79,14 @@ def fold(
         directions: shared directions of `rmm` at every position; with a number the budget is what it takes.
         dtype: of stored numbers where `directions` is given.
         low_rank: every member must export exactly as a LoRA.
+        dominance: what to do if a member outweighs or cancels the rest: `warn` in the report, `refuse`, or `off`.
         seed: of the packs.
         overwrite: replace an existing `out`.
         dry_run: say what each method would lose at the same bytes; write nothing.
 
     Raises:
         FamilyError: members that cannot be folded together, or impossible options.
+        DominanceError: a member is flagged, and that was to be refused.
         BudgetError: malformed or too small.
         CheckpointError, PackError, WrongBaseError, AdapterError: a member cannot be read.
         OutputError: `out` exists, or the disk is full.
@@ -94,6 +98,7 @@ def fold(
     found = sorted(open_members(members, opened, FamilyError), key=lambda member: member.name)
     if not found:
         raise FamilyError("a family needs at least one member", hint="kinfold fold A B C --base BASE -o OUT")
+    watched = watch(found, dominance, FamilyError)
     target = Budget.parse(budget)
     whole = sum(_own_bytes(member) for member in found)
     total = target.file_bytes(whole)
@@ -106,12 +111,7 @@ def fold(
         method=asked.method,
         budget=target.text if asked.directions is None else None,
         seed=seed,
-        base=Source(
-            name=opened.checkpoint.directory.resolve().name,
-            fingerprint=opened.fingerprint,
-            bytes=opened.checkpoint.nbytes,
-            metadata=opened.checkpoint.metadata,
-        ),
+        base=source_of(opened.checkpoint, opened.fingerprint),
         members=[member.name for member in found],
     )
     others: dict[str, dict[str, float]] = {}
@@ -125,10 +125,13 @@ def fold(
             _check_directions(asked, layers)
             energy = _shared(layers)
             built, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
-    if not dry_run:
+    if dry_run:
+        told = FamilyReport.planned(out, asked.method, built, whole, others, energy)
+    else:
         write_family(out, *built[:3], overwrite=overwrite)
-        return report(FamilyFile.open(out), whole, others=others, energy=energy)
-    return FamilyReport.planned(out, asked.method, built, whole, others, energy)
+        told = report(FamilyFile.open(out), whole, others=others, energy=energy)
+    warning = [watched.sentence] if watched and watched.verdict in ("flagged", "undecided") else []
+    return replace(told, notes=[*warning, *told.notes])
 
 
 def _checked(

@@ -49,15 +49,21 @@ def fit(pairs: Sequence[Pair], rank: int, close: float = _CLOSE) -> Jd:
 
 
 def _leading(blocks: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
-    """Leading left singular vectors of the blocks side by side, signs canonical."""
+    """Leading left singular vectors of the blocks side by side, signs canonical.
+
+    By the smaller Gram matrix, which is several times faster than an SVD; a QR makes up for what that loses.
+    """
     wide = torch.cat(list(blocks), 1)
-    if wide.shape[1] > wide.shape[0]:  # the same span in fewer columns
-        vectors = torch.linalg.eigh(wide @ wide.T)[1]
-        u = vectors[:, len(vectors) - rank :].flip(1)
+    if wide.shape[1] > wide.shape[0]:
+        u = _top(wide @ wide.T, rank)
     else:
-        u = torch.linalg.svd(wide, full_matrices=False)[0][:, :rank]
+        u = torch.linalg.qr(wide @ _top(wide.T @ wide, rank))[0]
     peak = u.gather(0, u.abs().argmax(0, keepdim=True)) if u.shape[1] else u
     return u * torch.where(peak < 0, -1.0, 1.0).double()
+
+
+def _top(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    return torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
 
 
 def _root(gram: torch.Tensor) -> torch.Tensor:

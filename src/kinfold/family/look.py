@@ -113,15 +113,6 @@ def report(
     return _report(str(family.path), family.manifest, parts, shared, family.file_bytes, kept, others or {}, energy)
 
 
-def inspect_family(path: str | Path) -> FamilyReport:
-    """Members, bytes and errors of a family, without its base.
-
-    Raises:
-        PackError: not a family, or damaged.
-    """
-    return report(FamilyFile.open(path))
-
-
 def _report(
     path: str,
     manifest: Any,

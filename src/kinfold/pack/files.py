@@ -24,10 +24,19 @@ def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], byte
         because `from_pretrained` does not read them.
     """
     kept, left_out = variant.side_files()
+    contents = {path: (variant.directory / path).read_bytes() for path in kept}
+    return *against(contents, base.directory), left_out
+
+
+def against(contents: Mapping[str, bytes], base: Path) -> tuple[list[SideFile], bytes]:
+    """How each of these files is kept beside those of the base's directory, and the joined bytes to keep.
+
+    Raises:
+        CheckpointError: together they are too large.
+    """
     files, parts, total = [], [], 0
-    for path in kept:
-        data = (variant.directory / path).read_bytes()
-        there = base.directory / path
+    for path, data in contents.items():
+        there = base / path
         reference = there.read_bytes() if there.is_file() else None
         if reference == data:
             files.append(SideFile(path=path, hash=short_hash(data), origin="base"))
@@ -41,11 +50,11 @@ def collect(base: Checkpoint, variant: Checkpoint) -> tuple[list[SideFile], byte
         total += len(data)
     if total > MAX_FILES:
         raise CheckpointError(
-            f"the config and tokenizer files of `{variant.directory}` that differ from the base's take {total} bytes, "
-            f"at most {MAX_FILES} can be carried",
-            hint=f"du -a {variant.directory} | sort -n | tail",
+            f"the config and tokenizer files that differ from those of `{base}` take {total} bytes, at most "
+            f"{MAX_FILES} can be carried",
+            hint="move what from_pretrained does not need out of the variant's directory",
         )
-    return files, b"".join(parts), left_out
+    return files, b"".join(parts)
 
 
 def unpack(files: list[SideFile], blob: bytes, base: Path) -> Mapping[str, bytes]:

@@ -10,7 +10,7 @@ from kinfold.checkpoint import Checkpoint, digests, match
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.lowrank import EXACT_SIDE, spectrum
 from kinfold.codec.threads import ordered_map
-from kinfold.errors import PackError
+from kinfold.errors import PackError, WrongBaseError
 from kinfold.pack.files import unpack
 from kinfold.pack.format import FILES, PackFile
 from kinfold.pack.manifest import Manifest
@@ -160,23 +160,35 @@ def verify(pack: str | Path, base: str | Path | None = None) -> VerifyReport:
 
     Raises:
         CheckpointError: `base` cannot be read.
+        WrongBaseError: `base` is not the pack's.
     """
     checked = ["header", "manifest"]
     try:
-        opened = PackFile.open(pack)
-        opened.verify()
-        checked.append(f"hashes of {len(opened.manifest.entries)} entries")
-        if base is not None:
-            checkpoint = Checkpoint.open(base)
-            check_base(opened, checkpoint, force=False)
-            checked.append("fingerprint of the base")
-            blob = opened.entry(FILES) if FILES in opened.entries else b""
-            checked.append(f"{len(unpack(opened.manifest.files, blob, checkpoint.directory))} files beside the weights")
-            names = {piece.name for piece, _ in tensors(opened, checkpoint)}
-            checked.append(f"decoding of {len(names)} tensors")
+        checked += check(PackFile.open(pack), base)
+    except WrongBaseError:
+        raise
     except PackError as error:
         return VerifyReport(str(pack), False, checked, str(error))
     return VerifyReport(str(pack), True, checked, "")
+
+
+def check(opened: PackFile, base: str | Path | None) -> list[str]:
+    """Read all of a pack, and decode it where the base is given; what was looked at, in words.
+
+    Raises:
+        PackError: something is wrong.
+    """
+    opened.verify()
+    checked = [f"hashes of {len(opened.manifest.entries)} entries"]
+    if base is not None:
+        checkpoint = Checkpoint.open(base)
+        check_base(opened, checkpoint, force=False)
+        checked.append("fingerprint of the base")
+        blob = opened.entry(FILES) if FILES in opened.entries else b""
+        checked.append(f"{len(unpack(opened.manifest.files, blob, checkpoint.directory))} files beside the weights")
+        names = {piece.name for piece, _ in tensors(opened, checkpoint)}
+        checked.append(f"decoding of {len(names)} tensors")
+    return checked
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class Member(ABC):
         same: those of them that are equal to the base's, so that their delta is zero.
         whole: the variant's names of what has no delta: new, resized, or not floating point and changed.
         absent: names of the base that the variant lacks.
+        equal: the variant's names of all that is equal to the base's.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Member(ABC):
         self.same: frozenset[str] = frozenset()
         self.whole: list[str] = []
         self.absent: list[str] = []
+        self.equal: list[str] = []
 
     @abstractmethod
     def delta(self, name: str) -> torch.Tensor:
@@ -138,6 +140,7 @@ class Member(ABC):
         with_delta = set(self.own.values())
         self.whole = [name for name in self.specs if name not in with_delta and name not in equal]
         self.absent = [base for base in tensors if base not in met]
+        self.equal = [name for name in self.specs if name in equal]
 
 
 class _Seen:

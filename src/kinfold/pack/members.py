@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from kinfold.checkpoint import DTYPES, Checkpoint, CheckpointWriter, atomic_directory
+from kinfold.checkpoint.adapter import is_adapter
 from kinfold.errors import CheckpointError, PackError
 from kinfold.pack import coding
+from kinfold.pack.adapter_member import AdapterMember
 from kinfold.pack.files import collect, unpack
 from kinfold.pack.format import FILES, PackFile
 from kinfold.pack.manifest import Manifest, Piece, Unit
@@ -68,9 +70,9 @@ class PackMember(Member):
 
     kind = "pack"
 
-    def __init__(self, name: str, path: Path, base: Base) -> None:
+    def __init__(self, name: str, path: Path, base: Base, opened: PackFile | None = None) -> None:
         super().__init__(name, path, base)
-        self._pack = PackFile.open(path)
+        self._pack = opened or PackFile.open(path)
         self.manifest: Manifest = self._pack.manifest
         require_base(self.manifest.base.fingerprint, self.manifest.base.name, path, base)
         self.codec = self.manifest.codec
@@ -154,11 +156,11 @@ def open_member(path: PathLike, base: Base, name: str | None = None) -> Member:
     """A member of whatever kind lies at `path`.
 
     Raises:
-        CheckpointError, PackError: nothing readable is there.
+        CheckpointError, PackError, AdapterError: nothing readable is there.
         WrongBaseError: a pack of another base.
     """
     path = Path(path)
-    kind = PackMember if path.is_file() else ModelMember
+    kind = PackMember if path.is_file() else AdapterMember if is_adapter(path) else ModelMember
     if not path.exists():
         raise CheckpointError(
             f"there is no `{path}`; a member is a model directory, a pack, or a PEFT adapter folder",

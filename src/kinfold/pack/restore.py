@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def load(
     """The variant as a `transformers` model in memory; nothing is written to disk but its config.
 
     The model's class is the one the config names. Tensors that class does not know (a head of your own)
-    are left out, as `from_pretrained` does.
+    are left out with a warning.
 
     Args:
         pack: the pack file, or one that is open.
@@ -133,7 +134,12 @@ def load(
                 (Path(folder) / path).write_bytes(data)
         config = transformers.AutoConfig.from_pretrained(folder)
         floating = next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
-        model = model_class(config).from_pretrained(None, config=config, state_dict=state, dtype=dtype or floating)
+        model, found = model_class(config).from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype or floating, output_loading_info=True
+        )
+    if found["unexpected_keys"]:
+        names = ", ".join(sorted(found["unexpected_keys"]))
+        warnings.warn(f"{type(model).__name__} has no place for {names}; `restore` keeps them", stacklevel=2)
     return model.eval()
 
 

@@ -64,8 +64,8 @@ class Sources:
         """A manifest without units: what is equal, alias or absent, and whatever `facts` the caller has."""
         return Manifest(
             created_by=f"kinfold {__version__}, torch {torch.__version__}",
-            base=_source(self.base, self.base_fingerprint),
-            variant=_source(self.variant, self.variant_fingerprint),
+            base=source_of(self.base, self.base_fingerprint),
+            variant=source_of(self.variant, self.variant_fingerprint),
             reference_bytes=self.reference_bytes,
             prefix=list(self.match.prefix),
             units=[],
@@ -119,6 +119,7 @@ def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _source(checkpoint: Checkpoint, fingerprint: str) -> Source:
+def source_of(checkpoint: Checkpoint, fingerprint: str) -> Source:
+    """What a manifest says of a checkpoint."""
     name = checkpoint.directory.resolve().name
     return Source(name=name, fingerprint=fingerprint, bytes=checkpoint.nbytes, metadata=checkpoint.metadata)

@@ -68,7 +68,7 @@ def pack(
     *,
     codec: str | Codec = "fold",
     options: Mapping[str, Any] | None = None,
-    budget: str | int = "1/100",
+    budget: str | int | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -84,8 +84,8 @@ def pack(
         out: the pack to write; `.kin.safetensors` is the usual ending.
         codec: `exact`, or a lossy codec by name (`kinfold.codec.names()`).
         options: of the codec, as its config class lists them.
-        budget: bytes of the whole file: `4MB`, `1/100` of the reference size, `rank:4`, or `exact`; or
-            `gain=0.98`, the fewest bytes that recover this share of the divergence between base and variant
+        budget: bytes of the whole file: `4MB`, `1/100` of the reference size (where none is given), `rank:4`, or
+            `exact`; or `gain=0.98`, the fewest bytes that recover this share of the divergence between base and variant
             on the calibration rows.
         calibration: rows that let a codec weigh errors by what they do to the outputs; `fold` chooses its
             codes again so that the model answers them as the variant does.
@@ -163,10 +163,16 @@ def pack(
 def _checked(
     codec: str | Codec,
     options: Mapping[str, Any] | None,
-    budget: str | int,
+    budget: str | int | None,
     calibration: Calibration | None,
 ) -> tuple[Codec | None, Budget | None]:
     """The lossy codec and its budget; neither for `exact`."""
+    if codec == "exact" and budget is not None and str(budget).strip() != "exact":
+        raise BudgetError(
+            f"`exact` keeps every bit and takes what it takes, got a budget of `{budget}`",
+            hint="leave --budget out, or choose another --codec",
+        )
+    budget = "1/100" if budget is None else budget
     if codec == "exact" or str(budget).strip() == "exact":
         if options:
             raise CodecError(f"`exact` has no options, got {', '.join(options)}")

@@ -1,0 +1,154 @@
+"""Six fine-tunes of one base in one file: what each way of folding loses at equal bytes, beside merges to one model.
+
+    python benchmarks/fleet.py --seed 0      # once: trains the fleet
+    python benchmarks/family.py              # about an hour; results/family.json and family.svg
+
+Gain is as in quality.py: 1 is the fine-tune itself, 0 its head on the bare base; mean and worst of the members. A
+budget is a fraction of the sum of the members' reference sizes; bytes are of the whole file. `rmm, paper` has one
+number of directions for all layers and takes what it takes. A merge is one model; each member's own head is put on
+it, and its bytes are those of one model at 16 bits. Merges have the scale of their defaults but where it is named.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ.update(OMP_NUM_THREADS="2", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+
+import kinfold
+from fleet import Member, fleet, machine, run_script
+from grid import RESULTS
+from kinfold.demo.sources import cache_dir
+from kinfold.demo.train import accuracy
+from kinfold.report.figures import curves
+
+BUDGETS = ["1/400", "1/107", "1/53", "1/40", "1/27", "1/19"]  # from 1/107 on: .15 to .85 of rank-16 pairs at 16 bits
+METHODS: dict[str, dict[str, Any]] = {
+    "packs": {"method": "packs"},
+    "mixed": {"low_rank": True},
+    "truncsvd": {"method": "truncsvd"},
+    "jd": {"method": "jd"},
+    "rmm": {"method": "rmm"},
+}
+DIRECTIONS = (1, 2, 3, 4)
+MERGES: dict[str, dict[str, Any]] = {
+    "linear": {"method": "linear"},
+    "task_arithmetic .3": {"method": "task_arithmetic", "scale": 0.3},
+    "ties": {"method": "ties"},
+    "dare_ties": {"method": "dare_ties"},
+    "della": {"method": "della"},
+    "knots": {"method": "knots"},
+    "core_space": {"method": "core_space"},
+    "clip_mean": {"method": "clip_mean"},
+    "median": {"method": "median"},
+}
+
+
+def jobs(members: list[Member]) -> list[dict[str, Any]]:
+    """The most telling first."""
+    count = len(members)
+    found = [{"label": label, "budget": "1/40", "members": count} for label in METHODS]
+    found += [{"label": "rmm, paper", "directions": p, "members": count} for p in DIRECTIONS]
+    found += [{"label": label, "members": count} for label in MERGES]
+    found += [{"label": label, "budget": b, "members": count} for b in BUDGETS for label in METHODS if b != "1/40"]
+    found += [{"label": label, "budget": "1/40", "members": n} for n in range(2, count) for label in METHODS]
+    return found
+
+
+def measure(job: dict[str, Any], members: list[Member]) -> dict[str, Any]:
+    """Fold or merge, give every member back, score it."""
+    some = members[: job["members"]]
+    paths = {member.task: member.directory for member in some}
+    base = some[0].base
+    with tempfile.TemporaryDirectory() as name:
+        folder, started = Path(name), time.perf_counter()
+        if job["label"] in MERGES:
+            gains = {member.task: _merged(member, paths, base, folder, MERGES[job["label"]]) for member in some}
+            found: dict[str, Any] = {"bytes": 2 * sum(t.numel for t in _tensors(base))}
+        else:
+            chosen = METHODS.get(job["label"]) or {"preset": "paper", "directions": job["directions"]}
+            family = folder / "family.kin.safetensors"
+            report = kinfold.fold(paths, family, base=base, budget=job.get("budget", "1/3"), **chosen)
+            found = {
+                "bytes": report.file_bytes,
+                "reference_bytes": report.kept_bytes,
+                "fold_seconds": time.perf_counter() - started,
+                "errors": {row.name: row.error for row in report.members},
+                "shared_energy": report.shared_energy,
+            }
+            gains = {member.task: _unfolded(member, family, folder) for member in some}
+    mean = sum(gains.values()) / len(gains)
+    return {**job, **found, "gain_mean": mean, "gain_worst": min(gains.values()), "gains": gains}
+
+
+def _tensors(base: Path) -> list[Any]:
+    from kinfold.checkpoint import Checkpoint
+
+    return list(Checkpoint.open(base).tensors.values())
+
+
+def _merged(member: Member, paths: dict[str, Path], base: Path, folder: Path, options: dict[str, Any]) -> float:
+    out = folder / "merged"
+    kinfold.merge(base, paths, out, heads=member.task, overwrite=True, dominance="off", **options)
+    return _gain(member, out)
+
+
+def _unfolded(member: Member, family: Path, folder: Path) -> float:
+    out = folder / "back"
+    shutil.rmtree(out, ignore_errors=True)
+    kinfold.unfold(family, member.task, out, base=member.base)
+    return _gain(member, out)
+
+
+def _gain(member: Member, directory: Path) -> float:
+    score = accuracy(directory, member.test, labels=member.labels)
+    return (score - member.zero_delta) / (member.after - member.zero_delta)
+
+
+def main() -> None:
+    members = fleet(0)
+    partial = cache_dir() / "bench" / "family.jsonl"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
+    todo = [job for job in jobs(members) if not any(job.items() <= point.items() for point in done)]
+    with partial.open("a") as log:
+        for job in todo:
+            done.append(measure(job, members))
+            log.write(json.dumps(done[-1]) + "\n")
+            log.flush()
+            print({key: value for key, value in done[-1].items() if key not in ("errors", "gains")}, flush=True)
+            save(done, len(members))
+    save(done, len(members))
+
+
+def save(points: list[dict[str, Any]], count: int) -> None:
+    """JSON and figure of what is measured so far."""
+    content = {"machine": machine(), "kinfold": kinfold.__version__, "seed": 0, "points": points}
+    (RESULTS / "family.json").write_text(json.dumps(content, indent=1) + "\n")
+    whole = [point for point in points if point["members"] == count and point["label"] not in MERGES]
+    series = {
+        label: sorted((point["bytes"], point["gain_mean"]) for point in whole if point["label"] == label)
+        for label in [*METHODS, "rmm, paper"]
+    }
+    merges = [point for point in points if point["label"] in MERGES]
+    levels = {"each fine-tune as it is": 1.0}
+    if merges:
+        best = max(merges, key=lambda point: point["gain_mean"])
+        levels[f"best merge to one model ({best['label']})"] = best["gain_mean"]
+    svg = curves(
+        {label: curve for label, curve in series.items() if curve},
+        x="bytes of the whole family",
+        y=f"recovered gain, mean of {count} members",
+        levels=levels,
+        floor=0.0,
+    )
+    (RESULTS / "family.svg").write_text(svg)
+
+
+if __name__ == "__main__":
+    run_script(main)
