@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "jd": {"method": "jd"},
     "rmm": {"method": "rmm"},
 }
-DIRECTIONS = (1, 2, 3, 4)
+DIRECTIONS = (1, 2, 3)  # 4 would cost more than keeping each member's factors
 MERGES: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "task_arithmetic .3": {"method": "task_arithmetic", "scale": 0.3},

@@ -112,7 +112,7 @@ def test_members_are_named(there: Path) -> None:
         ([*FOLD, "--directions", "9"], 1, "cost more than keeping"),
         ([*FOLD, "--method", "jd", "--directions", "1"], 1, "belong to `rmm`"),
         ([*FOLD, "--method", "best"], 2, "kinfold fold --help"),
-        (["unfold", "base/model.safetensors", "movie", "--base", "base", "-o", "x"], 1, "is no family"),
+        (["unfold", "base/model.safetensors", "movie", "--base", "base", "-o", "x"], 1, "no family"),
         (["unfold", "nowhere", "movie", "--base", "base", "-o", "x"], 1, "there is no family"),
     ],
 )

@@ -67,7 +67,7 @@ def test_what_a_family_is(trees: Family, tmp_path: Path) -> None:
     with pytest.raises(PackError, match="there is no family") as caught:
         FamilyFile.open(tmp_path / "nothing")
     assert caught.value.hint == f"ls {tmp_path}"
-    with pytest.raises(PackError, match="is no family") as caught:
+    with pytest.raises(PackError, match="no family") as caught:
         FamilyFile.open(trees.members["ash"] / "model.safetensors")
     assert caught.value.hint.startswith("kinfold fold")
     file = FamilyFile.open(trees.files["rmm"])
@@ -200,7 +200,7 @@ def test_manifests_that_contradict_themselves(trees: Family, tmp_path: Path, wha
 @pytest.mark.parametrize("packed", [b"", b"no zstd", zstandard.compress(b"{"), zstandard.compress(b"\0" * (64 << 20))])
 def test_manifests_that_are_none(trees: Family, tmp_path: Path, packed: bytes) -> None:
     metadata, _, entries = take_apart(trees.files["rmm"])
-    with pytest.raises(PackError, match="the family's manifest is damaged"):
+    with pytest.raises(PackError, match="the manifest is damaged"):
         FamilyFile.open(put_together(tmp_path / "bad", metadata, packed, entries))
 
 

@@ -17,7 +17,7 @@ from kinfold.errors import FamilyError
 from kinfold.family import joint
 from kinfold.family.file import FamilyFile, write_family
 from kinfold.family.gauge import shared_energy
-from kinfold.family.layers import MOST_RANK, Layers, read_layers
+from kinfold.family.layers import MOST_RANK, NOISY, Layers, read_layers
 from kinfold.family.look import FamilyReport, report
 from kinfold.family.manifest import FamilyManifest, require_name
 from kinfold.family.packs import pack_members
@@ -116,15 +116,15 @@ def fold(
     )
     others: dict[str, dict[str, float]] = {}
     energy = None
-    if asked.method == "packs" and not dry_run:
-        built = pack_members(found, skeleton, total, target.text)
-    else:
+    built = pack_members(found, skeleton, total, target.text) if asked.method == "packs" else None
+    if built is None or (dry_run and not any(member.codec in NOISY for member in found)):
         with tempfile.TemporaryDirectory(prefix="kinfold-") as folder:
             rank_read = asked.rank if isinstance(asked.rank, int) and asked.plain else MOST_RANK
             layers = read_layers(found, Path(folder), as_given=asked.plain, rank=rank_read)
             _check_directions(asked, layers)
             energy = _shared(layers)
-            built, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
+            planned, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
+            built = built or planned
     if dry_run:
         told = FamilyReport.planned(out, asked.method, built, whole, others, energy)
     else:

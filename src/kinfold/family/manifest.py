@@ -59,9 +59,9 @@ class FamilyManifest(Stored):
     seed: int = 0
     base: Source
     members: list[MemberName]
-    shared: list[Shared] = []
-    notes: dict[str, Any] = {}
-    entries: dict[Name, Hash] = {}
+    shared: list[Shared] = Field(default_factory=list)
+    notes: dict[str, Any] = Field(default_factory=dict)
+    entries: dict[Name, Hash] = Field(default_factory=dict)
 
     @field_validator("members")
     @classmethod

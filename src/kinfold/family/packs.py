@@ -24,35 +24,46 @@ def pack_members(
 ) -> tuple[FamilyManifest, dict[str, bytes], list[Part], int]:
     """Pack every member at its share of `total` bytes: its header, and the rest in proportion to its changed weights.
 
-    Packs that fit their share are taken over as they are.
+    Packs coded with loss are taken over as they are, and the others share what these leave.
 
     Raises:
         BudgetError: the shares are too small.
     """
-    weights = [member.reference_bytes for member in members]
-    headers = [_header(member) for member in members]
+    ready = {member.name: absorbed(member.name, PackFile.open(member.path)) for member in members if _stays(member)}
+    taken = sum(member.path.stat().st_size for member in members if member.name in ready)
+    others = [member for member in members if member.name not in ready]
+    headers = {member.name: _header(member) for member in others}
+    whole = sum(member.reference_bytes for member in others)
     room, least = total, 0
     for _ in range(_ROUNDS):
-        rest = max(room - sum(headers), 0)
-        shares = [own + rest * weight // max(sum(weights), 1) for own, weight in zip(headers, weights, strict=True)]
-        parts = []
-        for member, share, own, weight in zip(members, shares, headers, weights, strict=True):
+        rest = max(room - taken - sum(headers.values()), 0)
+        parts = dict(ready)
+        for member in others:
+            own, weight = headers[member.name], member.reference_bytes
             try:
-                parts.append(_packed(member, share, skeleton.seed))
+                parts[member.name] = _packed(member, own + rest * weight // max(whole, 1), skeleton.seed)
             except CodecError as error:
                 raise CodecError(f"`{member.name}`: {error}", hint="mend that member, or leave it out") from error
             except BudgetError as error:
-                more = max(error.least_bytes - own, 0) * sum(weights)  # every share grows with the whole
-                raise _too_small(total, text, member.name, sum(headers) + -(-more // max(weight, 1))) from error
-        size = family_bytes(skeleton, {}, parts)
+                more = -(-max(error.least_bytes - own, 0) * whole // max(weight, 1))  # every share grows with the whole
+                raise _too_small(total, text, member.name, taken + sum(headers.values()) + more) from error
+        ordered = [parts[member.name] for member in members]
+        size = family_bytes(skeleton, {}, ordered)
         if size <= total:
-            return skeleton, {}, parts, size
+            return skeleton, {}, ordered, size
         room, least = room - (size - total) - _CLOSE, size
+        if not others:
+            break
     raise BudgetError(
         f"a budget of `{text}` is {total} bytes; these members need {least}",
         hint=f"--budget {least}",
         least_bytes=least,
     )
+
+
+def _stays(member: Member) -> bool:
+    """Whether it is taken over as it is: what was coded with loss would only lose more, or become noise of noise."""
+    return member.kind == "pack" and member.codec != "exact"
 
 
 def _too_small(total: int, text: str, name: str, least: int) -> BudgetError:
