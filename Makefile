@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/kinfold demo
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=90
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -60,7 +60,6 @@ class FamilyManifest(Stored):
     base: Source
     members: list[MemberName]
     shared: list[Shared] = Field(default_factory=list)
-    notes: dict[str, Any] = Field(default_factory=dict)
     entries: dict[Name, Hash] = Field(default_factory=dict)
 
     @field_validator("members")
