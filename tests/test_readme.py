@@ -76,6 +76,20 @@ def test_the_measured_table_is_the_benchmarks_own() -> None:
     assert f"Accuracy is {mean_after:.3f}" in readme
 
 
+def test_the_families_table_is_the_benchmarks_own() -> None:
+    page = (ROOT / "docs" / "guide" / "families.md").read_text("utf-8")
+    points = json.loads((ROOT / "benchmarks" / "results" / "family.json").read_text("utf-8"))["points"]
+    whole = [point for point in points if point["members"] == 6]
+    for point in whole:
+        figure = f"{point['gain_mean']:.3f} ({point['gain_worst']:.2f})"
+        if point.get("budget") == "1/40" or "directions" in point:
+            assert figure in page, point["label"]
+    merges = [point for point in whole if "budget" not in point and "directions" not in point]
+    best = max(merges, key=lambda point: point["gain_mean"])
+    assert f"{best['gain_mean']:.3f} ({best['gain_worst']:.2f})" in page
+    assert f"`{best['label']}`" in page
+
+
 def test_the_makefile_and_the_readme_name_the_same_commands() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text("utf-8")):
