@@ -201,21 +201,20 @@ def fitted(build: Callable[[int], Assembled | None], smallest: int, total: int, 
     Raises:
         BudgetError: even with the smallest layers the file is larger; their file's bytes are named.
     """
-    room = total
-    for _ in range(_ROUNDS):
-        built = build(room)
-        if built is None:
-            break
-        size = family_bytes(*built)
-        if size <= total:
-            return *built, size
-        overhead = size - layer_bytes(*built[1:])
-        room = min(total - overhead, room - 1)
-    built = build(smallest)
-    assert built is not None  # the smallest of every layer fit what they take
-    least = family_bytes(*built)
-    if least <= total:
-        return *built, least
+    bare = build(smallest)
+    assert bare is not None  # the smallest of every layer fit what they take
+    least = family_bytes(*bare)
+    if least <= total:  # what is no layer takes about as much in any plan
+        room = total - (least - layer_bytes(*bare[1:]))
+        for _ in range(_ROUNDS):
+            built = build(room)
+            if built is None:
+                break
+            size = family_bytes(*built)
+            if size <= total:
+                return *built, size
+            room = min(total - (size - layer_bytes(*built[1:])), room - 1)
+        return *bare, least
     least += _SPARE
     raise BudgetError(
         f"a budget of `{text}` is {total} bytes; the smallest layers, with what is kept of names, norms, biases and "
