@@ -47,6 +47,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "clip_mean": {"method": "clip_mean"},
     "median": {"method": "median"},
 }
+SLOW = ("knots", "core_space")  # singular vectors of every matrix, for each head anew
 
 
 def jobs(members: list[Member]) -> list[dict[str, Any]]:
@@ -54,9 +55,10 @@ def jobs(members: list[Member]) -> list[dict[str, Any]]:
     count = len(members)
     found = [{"label": label, "budget": BUDGETS[0], "members": count} for label in METHODS]
     found += [{"label": "rmm, paper", "directions": p, "members": count} for p in DIRECTIONS]
-    found += [{"label": label, "members": count} for label in MERGES]
+    found += [{"label": label, "members": count} for label in MERGES if label not in SLOW]
     found += [{"label": label, "budget": b, "members": count} for label in METHODS for b in BUDGETS[1:]]
     found += [{"label": label, "budget": BUDGETS[0], "members": n} for n in range(2, count) for label in METHODS]
+    found += [{"label": label, "members": count} for label in SLOW]
     return found
 
 

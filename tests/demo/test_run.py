@@ -112,12 +112,16 @@ def test_demo_measures_every_pack(
     monkeypatch.setattr(run, "TASKS", fakes)
     monkeypatch.setattr(run, "STEPS", 2)
     monkeypatch.setattr(run, "BUDGETS", ("40kB", "20kB", "12kB"))
+    monkeypatch.setattr(run, "FAMILY_BUDGET", "30kB")
     folder = tmp_path / "demo"
     assert run_cli(app, ["demo", "-o", str(folder)]) == 0
     said = capsys.readouterr().out
     assert str(folder / "report.html") in said
     packs = sorted(path.name for path in folder.glob("*.kin.safetensors"))
-    assert len(packs) == 18
+    assert len(packs) == 18 + 1
+    assert (folder / "family.kin.safetensors").stat().st_size <= 30_000
+    assert "in one family of" in said
+    assert said.split("unfolded:")[1].count("%") == 2
     assert said.count("% in ") == 18 + 2  # each pack, and each fine-tune
     assert "head.weight" in load_file(folder / "movie" / "model.safetensors")
     assert (folder / "base" / "model.safetensors").exists()

@@ -156,4 +156,6 @@ def demonstrated(report: Any) -> None:
         )
         cells = [[c, *(f"{found[c, b].accuracy:.1%} in {size(found[c, b].bytes)}" for b in budgets)] for c in codecs]
         table(["restored from", *budgets], cells)
+    scores = ", ".join(f"{task} {score:.1%}" for task, score in report.family.accuracy.items())
+    out.print(f"\nboth in one family of {size(report.family.bytes)}, unfolded: {scores}")
     out.print(f"\nreport: {report.report}")

@@ -17,12 +17,14 @@ from rich.console import Console
 from kinfold.demo.sources import base_model
 from kinfold.demo.texts import TASKS, Row, Rows
 from kinfold.demo.train import accuracy, train
+from kinfold.family import fold, unfold
 from kinfold.pack import inspect, pack, restore
 from kinfold.report.html import write_demo_report, write_pack_report
 
 DEMO_TASKS = ("movie", "tweets")
 CODECS = ("fold", "osd", "dare")
 BUDGETS = ("1/8", "1/32", "1/100")
+FAMILY_BUDGET = "1/100"
 STEPS = 150  # half of the benchmark's recipe: minutes matter here
 TEST_ROWS = 400
 
@@ -51,16 +53,27 @@ class DemoTask:
 
 
 @dataclass(frozen=True)
+class DemoFamily:
+    """All fine-tunes in one file: its bytes, and test accuracy of each member that it gives back."""
+
+    path: str
+    bytes: int
+    accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
 class DemoReport:
     """What the demo measured, and where its report lies."""
 
     tasks: list[DemoTask]
     rows: list[DemoRow]
+    family: DemoFamily
     report: str
 
 
 def demo(output: Path) -> DemoReport:
-    """Fine-tune two tasks side by side, pack each with three codecs at three budgets, restore and score.
+    """Fine-tune two tasks side by side, pack each with three codecs at three budgets, restore and score; then both
+    in one family.
 
     Args:
         output: folder for models, packs and the report; created, and reused if it is there.
@@ -87,13 +100,15 @@ def demo(output: Path) -> DemoReport:
             for budget in BUDGETS
         ]
         found = [job.result() for job in jobs]
+        say("folding both into one family, and unfolding each")
+        family = _family(base, output, tests)
     tasks = [_describe(name, output, *scores[name]) for name in DEMO_TASKS]
     report = output / "report.html"
     _write(report, tasks, found)
     write_pack_report(
         output / "pack.html", inspect(output / f"{DEMO_TASKS[0]}-fold-{BUDGETS[-1].replace('/', '_')}.kin.safetensors")
     )
-    return DemoReport(tasks, found, str(report))
+    return DemoReport(tasks, found, family, str(report))
 
 
 def movie_accuracy(directory: Path) -> float:
@@ -152,6 +167,17 @@ def _round_trip(base: Path, variant: Path, output: Path, codec: str, budget: str
     score = accuracy(back, test, labels=sorted({label for _, label in test}))
     shutil.rmtree(back)  # 90 MB each: the pack is what is worth keeping
     return DemoRow(variant.name, codec, budget, report.file_bytes, score)
+
+
+def _family(base: Path, output: Path, tests: dict[str, list[Row]]) -> DemoFamily:
+    path, scores = output / "family.kin.safetensors", {}
+    report = fold([output / task for task in tests], path, base=base, budget=FAMILY_BUDGET, overwrite=True)
+    for task, test in tests.items():
+        back = output / f"{task}-unfolded"
+        unfold(path, task, back, base=base, overwrite=True)
+        scores[task] = accuracy(back, test, labels=sorted({label for _, label in test}))
+        shutil.rmtree(back)
+    return DemoFamily(str(path), report.file_bytes, scores)
 
 
 def _describe(name: str, output: Path, after: float, zero_delta: float) -> DemoTask:
