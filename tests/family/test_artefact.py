@@ -59,3 +59,36 @@ def test_load_gives_the_member_that_unfold_writes(tmp_path: Path, bert_pair: Pai
     loaded = kinfold.load(family, bert_pair.base, member="m").state_dict()
     for name, (_, _, data) in raw(tmp_path / "m").items():
         assert loaded[name].numpy().tobytes() == data
+
+
+def test_a_section_that_only_a_removed_member_had_goes_with_it(tmp_path: Path) -> None:
+    base = pico(shapes=MIDDLING)
+    there, moved = save(tmp_path / "base", base), perturbed(base, 1)
+    first, second = "layer.0.up.weight", "layer.1.up.weight"
+    save(tmp_path / "one", base | {first: moved[first]})
+    save(tmp_path / "two", base | {second: moved[second]})
+    family, left = tmp_path / "f.kin.safetensors", tmp_path / "left.kin.safetensors"
+    kinfold.fold([tmp_path / "one", tmp_path / "two"], family, base=there, method="rmm", budget="1/10")
+    report = kinfold.remove_member(family, "two", left)
+    assert {layer.tensor for layer in report.layers} == {first}
+    kinfold.unfold(left, "one", tmp_path / "back", base=there)
+    assert second not in str(raw(left).keys())
+
+
+def test_a_recoded_pack_keeps_its_name(tmp_path: Path, bert_pair: Pair) -> None:
+    pack = tmp_path / "film.kin.safetensors"
+    kinfold.pack(*bert_pair, pack, codec="exact")
+    kinfold.fold([pack], tmp_path / "f.kin.safetensors", base=bert_pair.base, budget="30kB")
+    kinfold.unfold(tmp_path / "f.kin.safetensors", "film", tmp_path / "back", base=bert_pair.base)
+    assert (tmp_path / "back" / "KINFOLD.md").read_text("utf-8").startswith("# film")
+
+
+def test_layers_without_components_fold_too(tmp_path: Path) -> None:
+    base = pico(shapes=MIDDLING)
+    there = save(tmp_path / "base", base)
+    variant = save(tmp_path / "v", perturbed(base, 1))
+    for name in ("a", "b"):  # so small that most layers get rank 0
+        kinfold.pack(there, variant, tmp_path / f"{name}.kin.safetensors", codec="truncsvd", budget="16kB")
+    packs = [tmp_path / f"{name}.kin.safetensors" for name in ("a", "b")]
+    kinfold.fold(packs, tmp_path / "f", base=there, method="jd", budget="80kB", dominance="off")
+    assert kinfold.verify(tmp_path / "f", there).sound

@@ -186,7 +186,7 @@ MANIFESTS: dict[str, tuple[Edit, str]] = {
     "huge": (lambda m: m["shared"][0].update(bytes=1 << 62), "damaged"),
     "shape": (lambda m: m["shared"][0].update(shape=[]), "damaged"),
     "size": (lambda m: m["shared"][0].update(bytes=1 << 40), "entries"),
-    "none": (lambda m: m.update(members=[]), "entries"),
+    "none": (lambda m: m.update(members=[]), "manifest is damaged"),
 }
 
 

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from kinfold.errors import DominanceError, KinfoldError
 
@@ -80,7 +81,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     for number, column in enumerate(columns):
         grid.add_column(column, justify="left" if number < left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))  # a name may look like markup
     grid.width = Measurement.get(out, out.options.update(max_width=1 << 20), grid).maximum  # no figure is cut off
     out.print(grid, soft_wrap=False, crop=False)
 

@@ -107,7 +107,7 @@ def joint(layer: Layer, ranks: Sequence[int] = _JOINT, widths: Sequence[int] = _
     scales = [_scale(norm) for norm in layer.norms]
     pairs = [(a / s, c / s) for (a, c), s in zip(layer.pairs, scales, strict=True)]
     most = min(sum(a.shape[1] for a, _ in layer.pairs), *layer.sides)
-    for rank in sorted({min(rank, most) for rank in ranks} - {0}):
+    for rank in sorted({min(rank, most) for rank in ranks} - {0}) or [0]:
         model = jd.fit(pairs, rank, _ROUGHLY)
         cores = tuple(core * s**2 for core, s in zip(model.cores, scales, strict=True))
         model = replace(model, cores=cores)

@@ -39,6 +39,8 @@ def verify(path: str | Path, base: str | Path | None = None) -> VerifyReport:
     checked = ["header", "manifest"]
     try:
         family = FamilyFile.open(path)
+        for layer in family.manifest.shared:
+            family.shared(layer)
         for name in family.manifest.members:
             look.check(family.member(name), base)
         decoded = " and decoding" if base is not None else ""

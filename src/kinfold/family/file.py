@@ -156,6 +156,18 @@ class FamilyFile:
             FamilyError: no member of that name; those there are, are listed.
             PackError: what the file holds of it is damaged.
         """
+        return Part(name, self.member_manifest(name), self.entry(_payload_entry(name)))
+
+    def member_manifest(self, name: str) -> Manifest:
+        """What the file says of one member; its payloads are not read. Errors as of `part`."""
+        self._require(name)
+        manifest = Manifest.from_bytes(self.entry(_manifest_entry(name)))
+        wanted = sum(unit.bytes for unit in manifest.units) + sum(file.bytes for file in manifest.files)
+        if manifest.base.fingerprint != self.manifest.base.fingerprint or self.own_bytes(name) != wanted:
+            raise PackError(f"member `{name}` of `{self.path}` contradicts its manifest", hint="fetch the family again")
+        return manifest
+
+    def _require(self, name: str) -> None:
         members = self.manifest.members
         if name not in members:
             near = difflib.get_close_matches(name, members, len(members), 0)
@@ -164,12 +176,10 @@ class FamilyFile:
                 f"`{self.path}` has no member `{name}`; it has {shown}",
                 hint=f"kinfold unfold {self.path} {near[0]} --base BASE -o OUT" if near else "",
             )
-        manifest = Manifest.from_bytes(self.entry(_manifest_entry(name)))
-        payloads = self.entry(_payload_entry(name))
-        wanted = sum(unit.bytes for unit in manifest.units) + sum(file.bytes for file in manifest.files)
-        if manifest.base.fingerprint != self.manifest.base.fingerprint or len(payloads) != wanted:
-            raise PackError(f"member `{name}` of `{self.path}` contradicts its manifest", hint="fetch the family again")
-        return Part(name, manifest, payloads)
+
+    def own_bytes(self, name: str) -> int:
+        """Bytes of a member's payloads and files."""
+        return self.entries[_payload_entry(name)].nbytes
 
     def member(self, name: str) -> FamilyMember:
         """One member as the pack it would be; only its own share and the shared sections are read."""
@@ -178,7 +188,7 @@ class FamilyFile:
         units = [_as_pack_unit(unit, layers) for unit in part.manifest.units]
         manifest = part.manifest.model_copy(update={"units": units})
         entry = {FILES: self.entries[_payload_entry(name)]} if any(f.bytes for f in manifest.files) else {}
-        return FamilyMember(self.path, manifest, entry, self.file_bytes, self, part)
+        return FamilyMember(self.path, manifest, entry, self.file_bytes, self, part, layers)
 
 
 def _as_pack_unit(unit: Unit, layers: Mapping[str, Shared]) -> Unit:
@@ -205,27 +215,27 @@ class FamilyMember(PackFile):
 
     family: FamilyFile
     part: Part
-
-    @property
-    def digest(self) -> str:
-        """BLAKE3 over the hashes of everything that the member is read from."""
-        return blake3("".join(self.family.manifest.entries.values()).encode()).hexdigest()
+    layers: dict[str, Shared]
 
     def entry(self, name: str) -> bytes:
         """Its files; nothing else has an entry of its own."""
         return self.part.payloads[sum(unit.bytes for unit in self.part.manifest.units) :]
 
     def payloads(self) -> Iterator[tuple[Unit, bytes]]:
-        for number, unit in enumerate(self.manifest.units):
-            yield unit, self.payload(number)
+        start = 0
+        for unit, stored in zip(self.manifest.units, self.part.manifest.units, strict=True):
+            yield unit, self._payload(stored, start)
+            start += stored.bytes
 
     def payload(self, number: int) -> bytes:
         units = self.part.manifest.units
-        stored, start = units[number], sum(unit.bytes for unit in units[:number])
+        return self._payload(units[number], sum(unit.bytes for unit in units[:number]))
+
+    def _payload(self, stored: Unit, start: int) -> bytes:
         own = self.part.payloads[start : start + stored.bytes]
         if stored.codec not in JOINT:
             return own
-        layer = next(layer for layer in self.family.manifest.shared if layer.tensor == stored.pieces[0].base)
+        layer = self.layers[stored.pieces[0].base or ""]
         section, sides = self.family.shared(layer), matrix_sides(tuple(layer.shape))
         a, c = sections.decode(layer.codec, layer.params, sides, section, own)
         scale = stored.params.get(_PARAMS, 1.0)
@@ -233,5 +243,5 @@ class FamilyMember(PackFile):
 
     def verify(self) -> None:
         """Decode every shared unit, so that each section's hash and length is checked."""
-        for number in range(len(self.manifest.units)):
-            self.payload(number)
+        for _ in self.payloads():
+            pass

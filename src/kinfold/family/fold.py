@@ -13,7 +13,7 @@ import torch
 from kinfold._version import __version__
 from kinfold.budget import Budget
 from kinfold.checkpoint.atomic import refuse_existing
-from kinfold.errors import FamilyError
+from kinfold.errors import BudgetError, FamilyError
 from kinfold.family import joint
 from kinfold.family.file import FamilyFile, write_family
 from kinfold.family.gauge import shared_energy
@@ -22,7 +22,7 @@ from kinfold.family.look import FamilyReport, report
 from kinfold.family.manifest import FamilyManifest, require_name
 from kinfold.family.packs import pack_members
 from kinfold.family.rmm import most_directions
-from kinfold.family.watch import Watch, watch
+from kinfold.family.watch import Watch, require_mode, watch
 from kinfold.pack.member import Base, Member, PathLike
 from kinfold.pack.members import open_members
 from kinfold.pack.source import source_of
@@ -94,12 +94,13 @@ def fold(
     out = Path(out)
     refuse_existing(out, overwrite or dry_run)
     asked = _checked(method, preset, rank, directions, dtype, low_rank, seed)
+    target = Budget.parse(budget)
+    require_mode(dominance, FamilyError)
     opened = Base.open(base)
     found = sorted(open_members(members, opened, FamilyError), key=lambda member: member.name)
     if not found:
         raise FamilyError("a family needs at least one member", hint="kinfold fold A B C --base BASE -o OUT")
     watched = watch(found, dominance, FamilyError)
-    target = Budget.parse(budget)
     whole = sum(_own_bytes(member) for member in found)
     total = target.file_bytes(whole)
     if total is None:
@@ -123,8 +124,13 @@ def fold(
             layers = read_layers(found, Path(folder), as_given=asked.plain, rank=rank_read)
             _check_directions(asked, layers)
             energy = _shared(layers)
-            planned, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
-            built = built or planned
+            try:
+                planned, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
+            except BudgetError:  # of the packs' rivals in a dry run, it says only that they do not fit
+                if built is None:
+                    raise
+            else:
+                built = built or planned
     if dry_run:
         told = FamilyReport.planned(out, asked.method, built, whole, others, energy)
     else:

@@ -108,10 +108,15 @@ def options(
 
     with progress("arms", len(layers.pieces)) as advance:
         result = []
-        for found in ordered_map(listed, layers):
+        for found in ordered_map(listed, layers, values=_held):
             result.append(found)
             advance(1)
     return result
+
+
+def _held(layer: Layer) -> int:
+    """Numbers of its factors, in float32s: few layers are in flight where they are large."""
+    return sum(2 * (a.numel() + c.numel()) for a, c in layer.pairs)
 
 
 def ranks_for(layers: Layers, rank: int | str) -> list[int]:
@@ -146,6 +151,7 @@ def assemble(
     made = ordered_map(
         lambda item: (item[0], rebuilt(item[0], item[1].spec, item[1].codec, plain=plain)),
         zip(layers, chosen, strict=True),
+        values=lambda item: _held(item[0]),
     )
     for layer, arm in made:
         pieces = layers.pieces[layer.name]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kinfold.family.file import FamilyFile, Part
+from kinfold.pack.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class FamilyReport:
     ) -> FamilyReport:
         """Of a dry run."""
         manifest, shared, parts, size = built
-        return _report(str(out), manifest, parts, sum(map(len, shared.values())), size, kept_bytes, others, energy)
+        rows = [_member(part.name, part.manifest, part.bytes) for part in parts]
+        return _report(str(out), manifest, rows, sum(map(len, shared.values())), size, kept_bytes, others, energy)
 
 
 def report(
@@ -107,24 +109,25 @@ def report(
     energy: float | None = None,
 ) -> FamilyReport:
     """Of a written family; every member's manifest is read."""
-    parts = [family.part(name) for name in family.manifest.members]
+    manifests = {name: family.member_manifest(name) for name in family.manifest.members}
+    rows = [_member(name, manifest, family.own_bytes(name)) for name, manifest in manifests.items()]
     shared = sum(layer.bytes for layer in family.manifest.shared)
-    kept = kept_bytes or sum(part.manifest.reference_bytes for part in parts)
-    return _report(str(family.path), family.manifest, parts, shared, family.file_bytes, kept, others or {}, energy)
+    kept = kept_bytes or sum(manifest.reference_bytes for manifest in manifests.values())
+    return _report(str(family.path), family.manifest, rows, shared, family.file_bytes, kept, others or {}, energy)
 
 
 def _report(
     path: str,
     manifest: Any,
-    parts: Sequence[Part],
+    members: Sequence[MemberRow],
     shared: int,
     file_bytes: int,
     kept_bytes: int,
     others: dict[str, dict[str, float]],
     energy: float | None,
 ) -> FamilyReport:
-    own = sum(part.bytes for part in parts)
-    rows = sorted((_member(part) for part in parts), key=lambda row: -row.error)
+    own = sum(row.own_bytes for row in members)
+    rows = sorted(members, key=lambda row: -row.error)
     return FamilyReport(
         path=path,
         method=manifest.method,
@@ -137,20 +140,20 @@ def _report(
         layers=[LayerRow(layer.tensor, layer.codec, layer.params, layer.bytes) for layer in manifest.shared],
         others=others,
         shared_energy=energy,
-        notes=_notes(len(parts), energy),
+        notes=_notes(len(members), energy),
     )
 
 
-def _member(part: Part) -> MemberRow:
-    units = [unit for unit in part.manifest.units if unit.norm]
+def _member(name: str, manifest: Manifest, own_bytes: int) -> MemberRow:
+    units = [unit for unit in manifest.units if unit.norm]
     energy = sum(unit.norm**2 for unit in units)
     missed = sum((unit.norm * unit.error) ** 2 for unit in units)
     worst = max(units, key=lambda unit: unit.error, default=None)
     return MemberRow(
-        name=part.name,
-        own_bytes=part.bytes,
-        reference_bytes=part.manifest.reference_bytes,
-        codecs=dict(Counter(unit.codec for unit in part.manifest.units for _ in unit.pieces)),
+        name=name,
+        own_bytes=own_bytes,
+        reference_bytes=manifest.reference_bytes,
+        codecs=dict(Counter(unit.codec for unit in manifest.units for _ in unit.pieces)),
         error=(missed / energy) ** 0.5 if energy else 0.0,
         worst_tensor=worst.pieces[0].name if worst else "",
         worst_error=worst.error if worst else 0.0,

@@ -58,7 +58,7 @@ class FamilyManifest(Stored):
     budget: str | None = None
     seed: int = 0
     base: Source
-    members: list[MemberName]
+    members: list[MemberName] = Field(min_length=1)
     shared: list[Shared] = Field(default_factory=list)
     entries: dict[Name, Hash] = Field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kinfold.errors import BudgetError, CodecError
@@ -90,7 +91,11 @@ def _packed(member: Member, share: int, seed: int) -> Part:
             materialise(member, directory)
         out = Path(folder) / "member.kin.safetensors"
         pack(member.base.checkpoint.directory, directory, out, budget=share, seed=seed)
-        return absorbed(member.name, PackFile.open(out))
+        part = absorbed(member.name, PackFile.open(out))
+    if member.kind == "model":
+        return part
+    variant = part.manifest.variant.model_copy(update={"name": member.name})  # not the temporary folder's
+    return replace(part, manifest=part.manifest.model_copy(update={"variant": variant}))
 
 
 def absorbed(name: str, opened: PackFile) -> Part:

@@ -9,7 +9,7 @@ from typing import Literal
 from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.errors import FamilyError
-from kinfold.family.file import FamilyFile, Part, write_family
+from kinfold.family.file import JOINT, FamilyFile, Part, write_family
 from kinfold.family.look import FamilyReport, report
 from kinfold.family.manifest import require_name
 from kinfold.family.packs import absorbed
@@ -110,7 +110,7 @@ def remove_member(family: PathLike, member: str, out: PathLike, *, overwrite: bo
     out = Path(out)
     refuse_existing(out, overwrite)
     opened = FamilyFile.open(family)
-    opened.part(member)  # refuses an unknown name
+    opened.member_manifest(member)  # refuses an unknown name
     if len(opened.manifest.members) == 1:
         raise FamilyError(f"`{member}` is the last member of `{family}`", hint=f"rm {family}")
     parts = [part for part in _parts(opened) if part.name != member]
@@ -123,7 +123,10 @@ def _parts(opened: FamilyFile) -> list[Part]:
 
 def _rewritten(opened: FamilyFile, parts: list[Part], out: Path, overwrite: bool) -> FamilyReport:
     parts = sorted(parts, key=lambda part: part.name)
-    manifest = opened.manifest.model_copy(update={"members": [part.name for part in parts], "entries": {}})
-    shared = {layer.tensor: opened.shared(layer) for layer in manifest.shared}
+    used = {unit.pieces[0].base for part in parts for unit in part.manifest.units if unit.codec in JOINT}
+    layers = [layer for layer in opened.manifest.shared if layer.tensor in used]  # what only a removed member had goes
+    names = [part.name for part in parts]
+    manifest = opened.manifest.model_copy(update={"members": names, "shared": layers, "entries": {}})
+    shared = {layer.tensor: opened.shared(layer) for layer in layers}
     write_family(out, manifest, shared, parts, overwrite=overwrite)
     return report(FamilyFile.open(out))

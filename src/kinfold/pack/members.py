@@ -138,11 +138,12 @@ class PackMember(Member):
 
     def _decoded(self, number: int, *, delta: bool) -> dict[str, torch.Tensor]:
         """The pieces of a unit by name; the last unit is kept, for small tensors share one."""
-        if self._last[:2] != (number, delta):
+        last = self._last  # another thread may put its own unit there meanwhile
+        if last[:2] != (number, delta):
             unit, payload = self.manifest.units[number], self._pack.payload(number)
             found = coding.decode_delta(unit, payload, self.manifest.seed) if delta else self._values(unit, payload)
-            self._last = (number, delta, {piece.name: tensor for piece, tensor in found})
-        return self._last[2]
+            self._last = last = (number, delta, {piece.name: tensor for piece, tensor in found})
+        return last[2]
 
     def _values(self, unit: Unit, payload: bytes) -> list[tuple[Piece, torch.Tensor]]:
         def read(piece: Piece) -> torch.Tensor:
