@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kinfold.codec.lowrank import as_matrix, multiply
+from kinfold.codec.lowrank import Pair, as_matrix, multiply
 from kinfold.codec.sums import PIECE
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 Delta = torch.Tensor | Pair
 
 _AT_ONCE = 1 << 22  # entries of all members in float64: 32 MiB

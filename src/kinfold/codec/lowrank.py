@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # A (n, k) and C (d, k), for the matrix A C^T
 _BLOCK = 1 << 22  # entries in float64 at once: 32 MiB
 EXACT_SIDE = 1024  # up to this shorter side the whole spectrum is computed
 _OVERSAMPLING = 16
@@ -113,10 +114,14 @@ def _randomised(delta: torch.Tensor, width: int, seed: int) -> tuple[torch.Tenso
     return q @ u, s, v.T
 
 
+def peak_signs(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """The sign of the largest entry along a side that is not empty, which keeps length 1; 1 for zeros."""
+    peak = tensor.gather(dim, tensor.abs().argmax(dim, keepdim=True))  # argmax gives the lowest place among equals
+    return torch.where(peak < 0, -1.0, 1.0).to(tensor.dtype)
+
+
 def _canonical(u: torch.Tensor, s: torch.Tensor, v: torch.Tensor) -> Factors:
     if u.shape[1] == 0:
         return Factors(u, s, v)
-    peak = u.abs().argmax(0)  # argmax gives the lowest row among equals
-    sign = torch.sign(u.gather(0, peak[None])[0])
-    sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+    sign = peak_signs(u, 0)[0]
     return Factors(u.contiguous().mul_(sign), s.contiguous(), v.contiguous().mul_(sign))

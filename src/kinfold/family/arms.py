@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from kinfold.codec.factors import decode_dense, encode_dense
+from kinfold.codec.lowrank import Pair
 from kinfold.family import jd, rmm, sections
 from kinfold.family.gauge import aligned, squared_product_error, squared_product_norm
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 _NARROW = (8, 4)  # widths that a plan chooses from
 _TRUNCATED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # ranks of `truncsvd`
 _JOINT = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96)  # ranks of `jd`

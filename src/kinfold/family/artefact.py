@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kinfold.errors import FamilyError, PackError, WrongBaseError
+from kinfold.errors import FamilyError, PackError
 from kinfold.family.file import FamilyFile, is_family
 from kinfold.family.look import FamilyReport, report
 from kinfold.pack import look
@@ -34,22 +34,18 @@ def verify(path: str | Path, base: str | Path | None = None) -> VerifyReport:
         CheckpointError: `base` cannot be read.
         WrongBaseError: `base` is another one.
     """
-    if not _is_family(path):
-        return look.verify(path, base)
-    checked = ["header", "manifest"]
-    try:
-        family = FamilyFile.open(path)
-        for layer in family.manifest.shared:
-            family.shared(layer)
-        for name in family.manifest.members:
-            look.check(family.member(name), base)
-        decoded = " and decoding" if base is not None else ""
-        checked.append(f"hashes{decoded} of {len(family.manifest.members)} members")
-    except WrongBaseError:
-        raise
-    except PackError as error:
-        return VerifyReport(str(path), False, checked, str(error))
-    return VerifyReport(str(path), True, checked, "")
+    return look.verified(path, lambda: _check(path, base)) if _is_family(path) else look.verify(path, base)
+
+
+def _check(path: str | Path, base: str | Path | None) -> list[str]:
+    """Read all of a family, and decode it where the base is given; what was looked at, in words."""
+    family = FamilyFile.open(path)
+    for layer in family.manifest.shared:
+        family.shared(layer)
+    for name in family.manifest.members:
+        look.check(family.member(name), base)
+    decoded = " and decoding" if base is not None else ""
+    return [f"hashes{decoded} of {len(family.manifest.members)} members"]
 
 
 def load(

@@ -125,15 +125,12 @@ class FamilyFile:
         sizes = {shared_entry(layer): layer.bytes for layer in manifest.shared}
         own = [entry(name) for name in manifest.members for entry in (_manifest_entry, _payload_entry)]
         known = [MANIFEST, *sizes, *own]
-        bytes_ = all((entry.dtype, entry.shape) == ("U8", (entry.nbytes,)) for entry in entries.values())
-        fits = (
-            all(entries[name].nbytes == size for name, size in sizes.items()) if set(sizes) <= set(entries) else False
-        )
         if (
             told != (manifest.base.fingerprint, names)
             or list(entries) != known
             or set(manifest.entries) != set(known) - {MANIFEST}
-            or not (bytes_ and fits)
+            or any((entry.dtype, entry.shape) != ("U8", (entry.nbytes,)) for entry in entries.values())
+            or any(entries[name].nbytes != size for name, size in sizes.items())
         ):
             raise PackError(f"the entries of `{path}` are not those its manifest lists", hint="fetch the family again")
         return cls(path, manifest, entries, path.stat().st_size)

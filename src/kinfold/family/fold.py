@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from kinfold._version import __version__
 from kinfold.budget import Budget
 from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.errors import BudgetError, FamilyError
@@ -25,7 +22,7 @@ from kinfold.family.rmm import most_directions
 from kinfold.family.watch import Watch, require_mode, watch
 from kinfold.pack.member import Base, Member, PathLike
 from kinfold.pack.members import open_members
-from kinfold.pack.source import source_of
+from kinfold.pack.source import created_by, source_of
 
 Method = Literal["auto", "rmm", "jd", "truncsvd", "packs"]
 _PAPER_RANK = 16
@@ -41,7 +38,6 @@ class _Asked:
     directions: int | None
     width: int | None
     plain: bool
-    seed: int
 
 
 def fold(
@@ -93,7 +89,7 @@ def fold(
     """
     out = Path(out)
     refuse_existing(out, overwrite or dry_run)
-    asked = _checked(method, preset, rank, directions, dtype, low_rank, seed)
+    asked = _checked(method, preset, rank, directions, dtype, low_rank)
     target = Budget.parse(budget)
     require_mode(dominance, FamilyError)
     opened = Base.open(base)
@@ -108,7 +104,7 @@ def fold(
     for member in found:
         require_name(member.name)
     skeleton = FamilyManifest(
-        created_by=f"kinfold {__version__}, torch {torch.__version__}",
+        created_by=created_by(),
         method=asked.method,
         budget=target.text if asked.directions is None else None,
         seed=seed,
@@ -141,7 +137,7 @@ def fold(
 
 
 def _checked(
-    method: str, preset: str | None, rank: int | str, directions: int | str, dtype: str, low_rank: bool, seed: int
+    method: str, preset: str | None, rank: int | str, directions: int | str, dtype: str, low_rank: bool
 ) -> _Asked:
     known = ("auto", *joint.METHODS, "packs")
     if method not in known:
@@ -152,8 +148,8 @@ def _checked(
     if preset == "paper":
         wanted = 1 if wanted is None else wanted
         rank = _PAPER_RANK if rank == "auto" else rank
-    if wanted is not None and (preset == "paper" or method == "auto"):
-        method = "rmm" if method == "auto" else method
+    if wanted is not None and method == "auto":
+        method = "rmm"
     if wanted is not None and (type(wanted) is not int or wanted < 0):
         raise FamilyError(f"`directions` must be a whole number from 0, got {wanted!r}", hint="--directions 2")
     if wanted is not None and method != "rmm":
@@ -167,7 +163,7 @@ def _checked(
     if low_rank and method == "packs":
         raise FamilyError("members kept as packs are no LoRAs", hint="--method auto --low-rank")
     width = None if wanted is None else _WIDTHS[dtype]
-    return _Asked(method, rank, wanted, width, preset == "paper", seed)  # pyright: ignore[reportArgumentType]
+    return _Asked(method, rank, wanted, width, preset == "paper")  # pyright: ignore[reportArgumentType]
 
 
 def _own_bytes(member: Member) -> int:

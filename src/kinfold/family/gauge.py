@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+from kinfold.codec.lowrank import Pair, peak_signs
+
 _ROUNDS = 50
 _CLOSE = 1e-9
 
@@ -23,8 +24,7 @@ def balanced(a: torch.Tensor, c: torch.Tensor) -> Pair:
     root = s.sqrt()
     a, c = left @ (u * root), right @ (v.T * root)
     if a.shape[1]:
-        peak = a.gather(0, a.abs().argmax(0, keepdim=True))
-        sign = torch.where(peak < 0, -1.0, 1.0).to(a.dtype)
+        sign = peak_signs(a, 0)
         a, c = a * sign, c * sign
     return a, c
 

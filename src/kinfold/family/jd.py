@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+from kinfold.codec.lowrank import Pair, peak_signs
+
 _ROUNDS = 50
 _CLOSE = 1e-7
 
@@ -58,8 +59,7 @@ def _leading(blocks: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
         u = _top(wide @ wide.T, rank)
     else:
         u = torch.linalg.qr(wide @ _top(wide.T @ wide, rank))[0]
-    peak = u.gather(0, u.abs().argmax(0, keepdim=True)) if u.shape[1] else u
-    return u * torch.where(peak < 0, -1.0, 1.0).double()
+    return u * peak_signs(u, 0) if u.shape[1] else u
 
 
 def _top(gram: torch.Tensor, rank: int) -> torch.Tensor:

@@ -45,7 +45,6 @@ class Option:
 
     codec: str
     spec: tuple[int, ...]
-    gauge: str
     choice: Choice
     errors: tuple[float, ...]
 
@@ -57,9 +56,7 @@ def keep_rest(members: Sequence[Member], layers: Layers, room: int) -> list[Kept
     """Code what is in no layer, most faithfully in about a twentieth of each member's part of `room` bytes."""
     found = []
     for number, member in enumerate(members):
-        in_layers = {
-            id_ for pieces in layers.pieces.values() for n, p in pieces.items() if n == number for id_ in [p.name]
-        }
+        in_layers = {pieces[number].name for pieces in layers.pieces.values() if number in pieces}
         rest = [piece for piece in member.pieces() if piece.name not in in_layers]
         drafts = [Draft(group, False) for group in groups(rest)]
         ways = keep(member.deltas, drafts, create("truncsvd"), room // len(members) // KEPT_SHARE)
@@ -104,7 +101,7 @@ def options(
             yield from joint(layer)
 
     def listed(layer: Layer) -> list[Option]:
-        return [Option(arm.codec, arm.spec, arm.gauge, Choice(arm.bytes, arm.error), arm.errors) for arm in arms(layer)]
+        return [Option(arm.codec, arm.spec, Choice(arm.bytes, arm.error), arm.errors) for arm in arms(layer)]
 
     with progress("arms", len(layers.pieces)) as advance:
         result = []

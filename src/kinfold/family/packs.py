@@ -10,7 +10,7 @@ from pathlib import Path
 from kinfold.errors import BudgetError, CodecError
 from kinfold.family.file import Part, family_bytes
 from kinfold.family.manifest import FamilyManifest
-from kinfold.pack.format import FILES, PackFile, pack_bytes
+from kinfold.pack.format import PackFile, pack_bytes
 from kinfold.pack.member import Member
 from kinfold.pack.members import materialise
 from kinfold.pack.write import pack
@@ -101,5 +101,4 @@ def _packed(member: Member, share: int, seed: int) -> Part:
 def absorbed(name: str, opened: PackFile) -> Part:
     """A pack as a member of a family; nothing of it changes."""
     payloads = b"".join(data for _, data in opened.payloads())
-    files = opened.entry(FILES) if FILES in opened.entries else b""
-    return Part(name, opened.manifest.model_copy(update={"entries": {}}), payloads + files)
+    return Part(name, opened.manifest.model_copy(update={"entries": {}}), payloads + opened.files)

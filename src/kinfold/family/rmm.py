@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+from kinfold.codec.lowrank import Pair, peak_signs
+
 _GRAM_MEMBERS = 64  # above it, the n x n Gram matrix is smaller than what an SVD works on
 
 
@@ -72,8 +73,7 @@ def fit(stacked: torch.Tensor, *, center: bool = True) -> Rmm:
     basis, coefficients = basis[..., :most], size[..., :most, None] * right[:, :most]
     if most == 0:
         return Rmm(mean, basis, coefficients)
-    peak = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    sign = torch.where(peak < 0, -1.0, 1.0).double()
+    sign = peak_signs(basis, 1)
     return Rmm(mean, basis * sign, coefficients * sign.transpose(1, 2))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kinfold.codec.lowrank import Pair
 from kinfold.codec.values import decode_values, encode_values, values_bytes
 from kinfold.errors import PackError
 from kinfold.family.jd import Jd
 from kinfold.family.rmm import Rmm, split
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 WIDTHS = (32, 16, 8, 4)  # bits of a stored value
 
 

@@ -13,7 +13,7 @@ from kinfold.family.file import JOINT, FamilyFile, Part, write_family
 from kinfold.family.look import FamilyReport, report
 from kinfold.family.manifest import require_name
 from kinfold.family.packs import absorbed
-from kinfold.pack.format import FILES, PackFile, seal, write_pack
+from kinfold.pack.format import PackFile, seal, write_pack
 from kinfold.pack.member import PathLike, stem
 from kinfold.pack.restore import RestoreReport, check_base, restore, tensor_specs
 
@@ -61,7 +61,7 @@ def unfold(
 
 
 def _write_pack(opened: PackFile, out: Path, *, overwrite: bool) -> None:
-    files = opened.entry(FILES) if FILES in opened.entries else b""
+    files = opened.files
     with tempfile.TemporaryFile() as spool:
         places, offset = [], 0
         for _, payload in opened.payloads():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from kinfold.audit.dominance import DominanceReport, Grams, judge, member_grams
+from kinfold.audit.dominance import DominanceReport, judge, member_grams
 from kinfold.errors import AuditError, DominanceError, KinfoldError
 from kinfold.pack.member import Member
 
@@ -17,7 +17,6 @@ def watch(
     mode: str,
     error: type[KinfoldError],
     weights: Sequence[float] | None = None,
-    grams: Grams | None = None,
 ) -> DominanceReport | None:
     """What the audit for dominance says of the members; None where it is off or there is one member only.
 
@@ -26,7 +25,6 @@ def watch(
         mode: `warn`, `refuse` or `off`.
         error: raised for any other mode.
         weights: what a mean weighs them by.
-        grams: their inner products, where they are known already.
 
     Raises:
         DominanceError: `refuse`, and a member is flagged.
@@ -36,7 +34,7 @@ def watch(
     if mode == "off" or len(members) < 2:
         return None
     try:
-        grams = grams or member_grams(members)
+        grams = member_grams(members)
     except AuditError:  # tensors that do not fit each other: what builds on them says it better
         if mode == "refuse":
             raise

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from kinfold._version import __version__
 from kinfold.checkpoint.adapter import Adapter, Lora
 from kinfold.checkpoint.header import size_of
 from kinfold.checkpoint.match import common_prefix, renamed
@@ -21,7 +20,7 @@ from kinfold.pack.files import against
 from kinfold.pack.manifest import Manifest, Source
 from kinfold.pack.member import Base, Member, Pair
 from kinfold.pack.skeleton import Skeleton, skeleton
-from kinfold.pack.source import source_of
+from kinfold.pack.source import created_by, difference, source_of
 from kinfold.pack.units import FLOATS
 
 
@@ -74,9 +73,7 @@ class AdapterMember(Member):
         if name in self.same or change is None:
             return torch.zeros(self.specs[name][1])
         if change.lora is None:
-            value, reference = self.value(name), self.base.checkpoint.read(name)
-            wide = torch.float64 if torch.float64 in (value.dtype, reference.dtype) else torch.float32
-            return (value.to(wide) - reference.to(wide)).float()
+            return difference(self.value(name), self.base.checkpoint.read(name))
         return self._added(name, change.lora)
 
     def value(self, own_name: str) -> torch.Tensor:
@@ -106,7 +103,7 @@ class AdapterMember(Member):
             metadata=checkpoint.metadata,
         )
         manifest = Manifest(
-            created_by=f"kinfold {__version__}, torch {torch.__version__}",
+            created_by=created_by(),
             base=source_of(checkpoint, self.base.fingerprint),
             variant=own,
             reference_bytes=self.reference_bytes,

@@ -86,6 +86,13 @@ def unpack(files: list[SideFile], blob: bytes, base: Path) -> Mapping[str, bytes
     return contents
 
 
+def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths relative to a directory."""
+    for path, data in files.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(data)
+
+
 def _dictionary(reference: bytes) -> zstandard.ZstdCompressionDict:
     return zstandard.ZstdCompressionDict(reference, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 

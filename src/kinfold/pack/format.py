@@ -159,6 +159,11 @@ class PackFile:
         return data
 
     @property
+    def files(self) -> bytes:
+        """The kept config and tokenizer files, joined; empty where there are none."""
+        return self.entry(FILES) if FILES in self.entries else b""
+
+    @property
     def digest(self) -> str:
         """BLAKE3 of the whole file, hex."""
         return blake3(self.path.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from kinfold.codec.lowrank import EXACT_SIDE, spectrum
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import PackError, WrongBaseError
 from kinfold.pack.files import unpack
-from kinfold.pack.format import FILES, PackFile
+from kinfold.pack.format import PackFile
 from kinfold.pack.manifest import Manifest
 from kinfold.pack.restore import check_base, tensors
 from kinfold.report.progress import progress
@@ -162,14 +163,19 @@ def verify(pack: str | Path, base: str | Path | None = None) -> VerifyReport:
         CheckpointError: `base` cannot be read.
         WrongBaseError: `base` is not the pack's.
     """
+    return verified(pack, lambda: check(PackFile.open(pack), base))
+
+
+def verified(path: str | Path, looked: Callable[[], list[str]]) -> VerifyReport:
+    """The report on a file that `looked` reads and says what it looked at, or raises PackError."""
     checked = ["header", "manifest"]
     try:
-        checked += check(PackFile.open(pack), base)
-    except WrongBaseError:
+        checked += looked()
+    except WrongBaseError:  # no damage
         raise
     except PackError as error:
-        return VerifyReport(str(pack), False, checked, str(error))
-    return VerifyReport(str(pack), True, checked, "")
+        return VerifyReport(str(path), False, checked, str(error))
+    return VerifyReport(str(path), True, checked, "")
 
 
 def check(opened: PackFile, base: str | Path | None) -> list[str]:
@@ -184,8 +190,8 @@ def check(opened: PackFile, base: str | Path | None) -> list[str]:
         checkpoint = Checkpoint.open(base)
         check_base(opened, checkpoint, force=False)
         checked.append("fingerprint of the base")
-        blob = opened.entry(FILES) if FILES in opened.entries else b""
-        checked.append(f"{len(unpack(opened.manifest.files, blob, checkpoint.directory))} files beside the weights")
+        files = unpack(opened.manifest.files, opened.files, checkpoint.directory)
+        checked.append(f"{len(files)} files beside the weights")
         names = {piece.name for piece, _ in tensors(opened, checkpoint)}
         checked.append(f"decoding of {len(names)} tensors")
     return checked

@@ -16,15 +16,15 @@ import torch
 
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.fingerprint import specs_of
+from kinfold.codec.lowrank import Pair
 from kinfold.codec.sums import PIECE
 from kinfold.errors import WrongBaseError
 from kinfold.pack.manifest import Manifest, Piece
-from kinfold.pack.source import Deltas, lay
+from kinfold.pack.source import Deltas, difference, lay
 from kinfold.pack.units import FLOATS
 from kinfold.report.progress import progress
 
 Spec = tuple[str, tuple[int, ...]]  # dtype, shape
-Pair = tuple[torch.Tensor, torch.Tensor]  # A (n, k) and C (d, k), float64: the delta is A C^T
 PathLike = str | Path
 
 
@@ -171,8 +171,8 @@ class _Seen:
     def _delta(self, piece: Piece) -> torch.Tensor:
         if piece.base in self._member.own and piece.rows is None:
             return self._member.delta(piece.base)
-        value, reference = self.values([piece]).float(), self.reference([piece])
-        return value if reference is None else value - reference.float()
+        value, reference = self.values([piece]), self.reference([piece])
+        return value.float() if reference is None else difference(value, reference)
 
 
 def _rows(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:

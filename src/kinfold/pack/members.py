@@ -13,12 +13,12 @@ from kinfold.checkpoint.adapter import is_adapter
 from kinfold.errors import CheckpointError, PackError
 from kinfold.pack import coding
 from kinfold.pack.adapter_member import AdapterMember
-from kinfold.pack.files import collect, unpack
-from kinfold.pack.format import FILES, PackFile
-from kinfold.pack.manifest import Manifest, Piece, Unit
+from kinfold.pack.files import collect, unpack, write_files
+from kinfold.pack.format import PackFile
+from kinfold.pack.manifest import Manifest, Piece
 from kinfold.pack.member import Base, Member, Pair, PathLike, require_base, stem
-from kinfold.pack.restore import base_name, tensor_specs
-from kinfold.pack.source import Deltas, Sources
+from kinfold.pack.restore import base_name, decode_unit, tensor_specs
+from kinfold.pack.source import Deltas, Sources, difference
 from kinfold.pack.units import pieces_of
 
 
@@ -97,9 +97,7 @@ class PackMember(Member):
             unit = self.manifest.units[number]
             if unit.codec != "exact" and any((p.name, p.base) == (own, name) for p in unit.pieces):
                 return self._decoded(number, delta=True)[own].reshape(shape)
-        reference, value = self.base.checkpoint.read(name), self.value(own)
-        wide = torch.float64 if torch.float64 in (value.dtype, reference.dtype) else torch.float32
-        return (value.to(wide) - reference.to(wide)).float()
+        return difference(self.value(own), self.base.checkpoint.read(name))
 
     def value(self, own_name: str) -> torch.Tensor:
         target = self._target(own_name)
@@ -116,12 +114,11 @@ class PackMember(Member):
         return self.base.checkpoint.read(base_name(self.manifest, target))
 
     def files(self) -> Mapping[str, bytes]:
-        blob = self._pack.entry(FILES) if FILES in self._pack.entries else b""
-        return unpack(self.manifest.files, blob, self.base.checkpoint.directory)
+        return unpack(self.manifest.files, self._pack.files, self.base.checkpoint.directory)
 
     def skeleton(self, **facts: Any) -> tuple[Manifest, bytes]:
-        blob = self._pack.entry(FILES) if FILES in self._pack.entries else b""
-        return self.manifest.model_copy(update={"units": [], "entries": {}, "options": {}, **facts}), blob
+        update = {"units": [], "entries": {}, "options": {}, **facts}
+        return self.manifest.model_copy(update=update), self._pack.files
 
     def pieces(self) -> list[Piece]:
         return [piece for unit in self.manifest.units for piece in unit.pieces]
@@ -141,16 +138,13 @@ class PackMember(Member):
         last = self._last  # another thread may put its own unit there meanwhile
         if last[:2] != (number, delta):
             unit, payload = self.manifest.units[number], self._pack.payload(number)
-            found = coding.decode_delta(unit, payload, self.manifest.seed) if delta else self._values(unit, payload)
+            seed = self.manifest.seed
+            if delta:
+                found = coding.decode_delta(unit, payload, seed)
+            else:
+                found = decode_unit(unit, payload, seed, self.base.checkpoint)
             self._last = last = (number, delta, {piece.name: tensor for piece, tensor in found})
         return last[2]
-
-    def _values(self, unit: Unit, payload: bytes) -> list[tuple[Piece, torch.Tensor]]:
-        def read(piece: Piece) -> torch.Tensor:
-            assert piece.base is not None  # decode asks for pieces with a base only
-            return self.base.checkpoint.read(piece.base, piece.row_range)
-
-        return list(coding.decode(unit, payload, self.manifest.seed, read))
 
 
 def open_member(path: PathLike, base: Base, name: str | None = None) -> Member:
@@ -193,6 +187,4 @@ def materialise(member: Member, out: Path, *, overwrite: bool = False) -> None:
         with CheckpointWriter(temporary, announced, metadata=member.base.checkpoint.metadata) as writer:
             for name in member.specs:
                 writer.write(name, member.value(name))
-        for path, data in member.files().items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(data)
+        write_files(temporary, member.files())

@@ -18,8 +18,8 @@ from kinfold.checkpoint.writer import SHARD_BYTES
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import OutputError, PackError, WrongBaseError
 from kinfold.pack import coding
-from kinfold.pack.files import unpack
-from kinfold.pack.format import FILES, PackFile
+from kinfold.pack.files import unpack, write_files
+from kinfold.pack.format import PackFile
 from kinfold.pack.manifest import Manifest, Piece, Unit
 from kinfold.report.card import card
 from kinfold.report.progress import progress
@@ -76,7 +76,7 @@ def restore(
     opened, checkpoint = _opened(pack), Checkpoint.open(base)
     manifest = opened.manifest
     forced = check_base(opened, checkpoint, force)
-    files = unpack(manifest.files, opened.entry(FILES) if FILES in opened.entries else b"", checkpoint.directory)
+    files = unpack(manifest.files, opened.files, checkpoint.directory)
     specs = tensor_specs(manifest, checkpoint)
     total = sum(piece.nbytes for unit in manifest.units for piece in unit.pieces)
     with atomic_directory(out, overwrite=overwrite) as temporary:
@@ -90,9 +90,7 @@ def restore(
                 whole = piece.rows is None or piece.rows[1] == piece.shape[0]
                 writer.write(piece.name, tensor, first_row=piece.first_row, last=whole)
                 advance(piece.nbytes)
-        for path, data in files.items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(data)
+        write_files(temporary, files)
         written = Checkpoint.open(temporary)
         if manifest.lossless and not forced:
             _prove(manifest, written)
@@ -127,7 +125,7 @@ def load(
     check_base(opened, checkpoint, force)
     manifest = opened.manifest
     state = weights(opened, checkpoint)
-    files = unpack(manifest.files, opened.entry(FILES) if FILES in opened.entries else b"", checkpoint.directory)
+    files = unpack(manifest.files, opened.files, checkpoint.directory)
     with tempfile.TemporaryDirectory(prefix="kinfold-") as folder, quiet_transformers():
         for path, data in files.items():
             if "/" not in path:
@@ -183,7 +181,7 @@ def tensors(opened: PackFile, base: Checkpoint) -> Iterator[tuple[Piece, torch.T
             info = base.tensors[base_name(manifest, name)]
             yield Piece(name=name, dtype=info.dtype, shape=list(info.shape)), base.read(info.name)
         groups = ordered_map(
-            lambda item: _decode(*item, manifest.seed, base), opened.payloads(), values=lambda item: item[0].numel
+            lambda item: decode_unit(*item, manifest.seed, base), opened.payloads(), values=lambda item: item[0].numel
         )
         for group in groups:
             yield from group
@@ -194,7 +192,13 @@ def tensors(opened: PackFile, base: Checkpoint) -> Iterator[tuple[Piece, torch.T
             yield piece.model_copy(update={"name": name}), tensor
 
 
-def _decode(unit: Unit, payload: bytes, seed: int, base: Checkpoint) -> list[tuple[Piece, torch.Tensor]]:
+def decode_unit(unit: Unit, payload: bytes, seed: int, base: Checkpoint) -> list[tuple[Piece, torch.Tensor]]:
+    """The variant's tensors of one unit; any error names the first of them.
+
+    Raises:
+        PackError: the payload does not fit the unit.
+    """
+
     def read(piece: Piece) -> torch.Tensor:
         assert piece.base is not None  # decode asks for pieces with a base only
         return base.read(piece.base, piece.row_range)

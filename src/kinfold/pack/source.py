@@ -63,7 +63,7 @@ class Sources:
     def manifest(self, files: Sequence[SideFile], left_out: Sequence[str], **facts: Any) -> Manifest:
         """A manifest without units: what is equal, alias or absent, and whatever `facts` the caller has."""
         return Manifest(
-            created_by=f"kinfold {__version__}, torch {torch.__version__}",
+            created_by=created_by(),
             base=source_of(self.base, self.base_fingerprint),
             variant=source_of(self.variant, self.variant_fingerprint),
             reference_bytes=self.reference_bytes,
@@ -108,15 +108,23 @@ class Sources:
             if piece.base is None:
                 yield first * width, values.float().reshape(-1)
                 continue
-            reference = self.base.read(piece.base, part)
-            double = torch.float64 in (values.dtype, reference.dtype)
-            wide = torch.float64 if double else torch.float32
-            yield first * width, values.to(wide).sub_(reference.to(wide)).float().reshape(-1)
+            yield first * width, difference(values, self.base.read(piece.base, part)).reshape(-1)
+
+
+def difference(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Values minus reference in float32, subtracted in float64 where a side is float64."""
+    wide = torch.float64 if torch.float64 in (values.dtype, reference.dtype) else torch.float32
+    return (values.to(wide) - reference.to(wide)).float()
 
 
 def lay(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor as it is; several flattened and concatenated."""
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def created_by() -> str:
+    """What a manifest says it was made by."""
+    return f"kinfold {__version__}, torch {torch.__version__}"
 
 
 def source_of(checkpoint: Checkpoint, fingerprint: str) -> Source:

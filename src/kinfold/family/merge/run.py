@@ -23,6 +23,7 @@ from kinfold.family.merge.layout import Layout, Output, dtype_name, lay_out
 from kinfold.family.merge.report import MemberRow, MergeReport, merge_card
 from kinfold.family.merge.work import Work
 from kinfold.family.watch import Watch, require_mode, watch
+from kinfold.pack.files import write_files
 from kinfold.pack.member import Base, PathLike
 from kinfold.pack.members import open_members
 from kinfold.report.progress import progress
@@ -87,9 +88,7 @@ def merge(
     work = _prepared(Work(opened, members, weights, choice, seed), layout)
     with atomic_directory(out, overwrite=overwrite) as temporary:
         passed_by = _write(temporary, work, layout)
-        for path, data in _files(work, layout, kind).items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(data)
+        write_files(temporary, _files(work, layout, kind))
         report = _report(out, work, layout, heads, passed_by, Checkpoint.open(temporary).nbytes, verdict)
         (temporary / "KINFOLD.md").write_text(merge_card(report), "utf-8")
     return report
