@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kinfold.codec.sums import is_finite
 from kinfold.errors import BudgetError, CodecError
 
 Shape = tuple[int, ...]
@@ -206,7 +207,7 @@ class Codec(ABC):
 
 def check_finite(delta: torch.Tensor) -> None:
     """Raise CodecError when a delta holds NaN or infinity: no lossy code has a place for them."""
-    if delta.numel() and not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(delta)):
+    if not is_finite(delta):
         raise CodecError("the delta holds NaN or infinity", hint="pack it with --codec exact, or mend the variant")
 
 

@@ -24,7 +24,7 @@ from kinfold.codec.codebook import INDEX_BITS, LENGTH, choose, expand
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.positions import decode_positions, encode_positions, positions_bytes
 from kinfold.codec.random import uniform_bits
-from kinfold.codec.sums import squared_norm
+from kinfold.codec.sums import is_finite, squared_norm
 from kinfold.errors import PackError
 
 DITHER_RATE = 0.6  # bits a weight above which dithered steps beat the codebook
@@ -124,7 +124,7 @@ class Fold(Codec):
             part = torch.zeros(live.size, columns)
         elif dithered:
             part = torch.from_numpy(dither.decode(data, dither.field(*words).reshape(-1))).reshape(-1, columns)
-            if not bool(torch.isfinite(part).all()):
+            if not is_finite(part):
                 raise PackError("fold: a stored step is not finite")
         else:
             amplitude, index = _read_codebook(data, payload.params.get("g"), live.size * columns)

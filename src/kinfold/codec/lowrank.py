@@ -74,6 +74,14 @@ def leading(delta: torch.Tensor, rank: int, seed: int = 0) -> Factors:
     return _canonical(u[:, :rank], s[:rank], v[:, :rank])
 
 
+def of_product(a: torch.Tensor, c: torch.Tensor) -> Factors:
+    """The singular triplets of A C^T, A (n, k) and C (d, k) float64, without forming it; min(n, d, k) of them."""
+    q_a, r_a = torch.linalg.qr(a)
+    q_c, r_c = torch.linalg.qr(c)
+    u, s, v = torch.linalg.svd(r_a @ r_c.T, full_matrices=False)
+    return _canonical(q_a @ u, s, q_c @ v.T)
+
+
 def spectrum(delta: torch.Tensor) -> torch.Tensor:
     """All singular values of `delta` (n, d), float64, descending; by the Gram matrix, so values below
     1e-8 of the largest are rounding noise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 PIECE = 1 << 16  # entries converted at once: 512 KiB in float64 stay in a core's cache, and below what malloc maps anew
@@ -10,6 +12,11 @@ PIECE = 1 << 16  # entries converted at once: 512 KiB in float64 stay in a core'
 def squared_norm(tensor: torch.Tensor) -> float:
     """||T||_F^2."""
     return sum(float(piece.double().square().sum()) for piece in tensor.reshape(-1).split(PIECE))
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no entry is NaN or infinity; no mask of the tensor's size is made."""
+    return not tensor.numel() or all(math.isfinite(float(extreme)) for extreme in torch.aminmax(tensor))
 
 
 def size_sum(tensor: torch.Tensor) -> float:

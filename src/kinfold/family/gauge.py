@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kinfold.codec.lowrank import Pair, peak_signs
+from kinfold.codec.lowrank import Pair, of_product
 
 _ROUNDS = 50
 _CLOSE = 1e-9
@@ -18,15 +18,8 @@ _CLOSE = 1e-9
 
 def balanced(a: torch.Tensor, c: torch.Tensor) -> Pair:
     """The same product with A^T A = C^T C diagonal, largest first: A = U sqrt(S), C = V sqrt(S)."""
-    left, r_left = torch.linalg.qr(a)
-    right, r_right = torch.linalg.qr(c)
-    u, s, v = torch.linalg.svd(r_left @ r_right.T, full_matrices=False)  # ranks above a side are cut to it
-    root = s.sqrt()
-    a, c = left @ (u * root), right @ (v.T * root)
-    if a.shape[1]:
-        sign = peak_signs(a, 0)
-        a, c = a * sign, c * sign
-    return a, c
+    triplets = of_product(a, c)  # ranks above a side are cut to it
+    return triplets.balanced(len(triplets.s))
 
 
 def aligned(stacked: torch.Tensor) -> torch.Tensor:

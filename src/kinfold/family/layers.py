@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from kinfold.codec.factors import matrix_sides
 from kinfold.codec.lowrank import as_matrix, leading
-from kinfold.codec.sums import squared_norm
+from kinfold.codec.sums import is_finite, squared_norm
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import FamilyError
 from kinfold.family.arms import Layer
@@ -115,7 +115,7 @@ def _factors(member: Member, name: str, rank: int, as_given: bool) -> tuple[torc
 
 
 def _require_finite(member: Member, name: str, *tensors: torch.Tensor) -> None:
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+    if not all(map(is_finite, tensors)):
         raise FamilyError(
             f"`{name}` of `{member.name}` holds NaN or infinity", hint="mend that member, or leave it out"
         )

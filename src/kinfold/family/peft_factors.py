@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from kinfold.codec.factors import product
-from kinfold.codec.lowrank import Factors, as_matrix, leading
+from kinfold.codec.lowrank import as_matrix, leading, of_product
 from kinfold.codec.sums import squared_distance, squared_norm
 from kinfold.codec.threads import ordered_map
+from kinfold.family.gauge import squared_product_norm
 from kinfold.pack.member import Member, Pair
 
 DEFAULT_RANK = 16  # what servers take without being told
@@ -73,20 +74,12 @@ def _dense(name: str, delta: torch.Tensor, rank: int, or_whole: bool) -> Found:
 
 def _kept(name: str, pair: Pair, rank: int | None) -> Found:
     a, c = pair
-    energy = float(((a.T @ a) * (c.T @ c)).sum())
+    energy = squared_product_norm(pair)
     if energy == 0:
         return Found(name, None, 0.0, 0.0)
     lost = 0.0
     if rank is not None and a.shape[1] > rank:
-        triplets = _of_product(a, c)
+        triplets = of_product(a, c)
         a, c = triplets.balanced(rank)
         lost = float(triplets.s[rank:].square().sum())
     return Found(name, (a.float(), c.float()), energy, lost)
-
-
-def _of_product(a: torch.Tensor, c: torch.Tensor) -> Factors:
-    """The singular triplets of A C^T without forming it."""
-    q_a, r_a = torch.linalg.qr(a)
-    q_c, r_c = torch.linalg.qr(c)
-    u, s, v = torch.linalg.svd(r_a @ r_c.T, full_matrices=False)
-    return Factors(q_a @ u, s, q_c @ v.T)

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from kinfold.budget import Budget
 from kinfold.codec import Codec, Importance, Payload, create, exact
 from kinfold.codec.factors import matrix_sides
+from kinfold.codec.sums import is_finite
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import BudgetError, CodecError
 from kinfold.pack.format import entry_sizes, pack_bytes, short_hash
@@ -142,7 +142,7 @@ def _poisoned(sources: Deltas, draft: Draft) -> bool:
 
 
 def _finite(sources: Deltas, draft: Draft) -> bool:
-    return bool(torch.isfinite(sources.delta(draft.pieces)).all())
+    return is_finite(sources.delta(draft.pieces))
 
 
 def keep(sources: Deltas, kept: Sequence[Draft], codec: Codec, room: int) -> Iterator[tuple[list[Job], bool]]:

@@ -15,6 +15,7 @@ import torch
 from kinfold._version import __version__
 from kinfold.checkpoint import DTYPES, Checkpoint, CheckpointWriter, atomic_directory
 from kinfold.checkpoint.atomic import refuse_existing
+from kinfold.codec.sums import is_finite
 from kinfold.codec.threads import return_large_buffers
 from kinfold.errors import MergeError, OutputError
 from kinfold.family.merge.choice import choose
@@ -165,7 +166,7 @@ def _sum(base: Base, delta: torch.Tensor, output: Output) -> torch.Tensor:
     value, kind = base.checkpoint.read(output.base), DTYPES[output.dtype]
     wide = torch.float64 if torch.float64 in (value.dtype, kind) else torch.float32
     result = value.to(wide).add_(delta).to(kind)
-    if result.numel() and not all(math.isfinite(float(one)) for one in torch.aminmax(result)):
+    if not is_finite(result):
         raise MergeError(
             f"`{output.name}` leaves the range of {str(kind).removeprefix('torch.')} when merged",
             hint="a smaller --option scale, or --dtype float32",

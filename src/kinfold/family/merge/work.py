@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kinfold.codec.random import tensor_seed
+from kinfold.codec.sums import is_finite
 from kinfold.errors import MergeError
 from kinfold.family.merge.choice import Choice
 from kinfold.family.merge.registry import Site
@@ -37,7 +38,7 @@ class Work:
         found = []
         for member in self.members:
             delta = member.delta(name)
-            if delta.numel() and not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(delta)):
+            if not is_finite(delta):
                 raise MergeError(
                     f"`{member.own[name]}` of `{member.name}` holds NaN or infinity, which no method can merge",
                     hint=f"leave {member.name} out, or mend it",
