@@ -12,6 +12,10 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── MergeError              members cannot be merged so, or an option of the method is not its own
 ├── AuditError              members cannot be audited together
 ├── DominanceError          a member outweighs or cancels the rest, and that was to be refused; exit code 3
+├── StoreError              a store cannot be opened, read or written, or has nothing of that name
+├── ServeError              a variant or the base cannot be served, or a request cannot be met
+│   ├── UnknownModelError   a request names a model that is not served
+│   └── BusyError           the queue is full; the request may come again later
 ├── MetricError             the user's own metric cannot be found, fails, or gives no number
 ├── DataError               a package or data set cannot be fetched or fails its checksum
 ├── OutputError             the output exists, or the disk cannot take it
@@ -84,6 +88,22 @@ class AuditError(KinfoldError):
 
 class DominanceError(KinfoldError):
     """A member outweighs or cancels the rest, and that was to be refused."""
+
+
+class StoreError(KinfoldError):
+    """A store cannot be opened, read or written, or has nothing of that name."""
+
+
+class ServeError(KinfoldError):
+    """A variant or the base cannot be served, or a request cannot be met."""
+
+
+class UnknownModelError(ServeError):
+    """A request names a model that is not served."""
+
+
+class BusyError(ServeError):
+    """The queue is full; the request may come again later."""
 
 
 class MetricError(KinfoldError):

@@ -1,0 +1,1 @@
+"""Content-addressed objects over fsspec: bases, packs and families, with names, tags and lineage."""
