@@ -2,13 +2,17 @@
 
     python benchmarks/fleet.py --seed 0      # once: trains the fleet
     python benchmarks/family.py              # about an hour; results/family.json and family.svg
+    python benchmarks/lora_fleet.py          # once: the same tasks as adapters of rank 16
+    python benchmarks/family.py --adapters shared     # and own: results/family_lora_shared.json
 
 Gain is as in quality.py: 1 is the fine-tune itself, 0 its head on the bare base; mean and worst of the members. A
-budget is a fraction of the sum of the members' reference sizes; bytes are of the whole file. `rmm, paper` has one
-number of directions for all layers and takes what it takes. A merge is one model; each member's own head is put on
-it, and its bytes are those of one model at 16 bits. Merges have the scale of their defaults but where it is named.
+budget is a fraction of the sum of the members' reference sizes, of adapters of their own bytes; bytes are of the whole
+file. `rmm, paper` has one number of directions for all layers and takes what it takes. A merge is one model; each
+member's own head is put on it, and its bytes are those of one model at 16 bits. Merges have the scale of their
+defaults but where it is named.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -26,8 +30,10 @@ from grid import RESULTS
 from kinfold.demo.sources import cache_dir
 from kinfold.demo.train import accuracy
 from kinfold.report.figures import curves
+from lora_fleet import STARTS, lora_fleet
 
 BUDGETS = ["1/40", "1/107", "1/19", "1/400", "1/53", "1/27"]  # 1/107 to 1/19: .15 to .85 of rank-16 pairs at 16 bits
+ADAPTER_BUDGETS = ["1/16", "1/8", "1/4", "1/32"]
 METHODS: dict[str, dict[str, Any]] = {
     "packs": {"method": "packs"},
     "truncsvd": {"method": "truncsvd"},
@@ -50,14 +56,14 @@ MERGES: dict[str, dict[str, Any]] = {
 SLOW = ("knots", "core_space")  # singular vectors of every matrix, for each head anew
 
 
-def jobs(members: list[Member]) -> list[dict[str, Any]]:
+def jobs(members: list[Member], budgets: list[str]) -> list[dict[str, Any]]:
     """The most telling first."""
     count = len(members)
-    found = [{"label": label, "budget": BUDGETS[0], "members": count} for label in METHODS]
+    found = [{"label": label, "budget": budgets[0], "members": count} for label in METHODS]
     found += [{"label": "rmm, paper", "directions": p, "members": count} for p in DIRECTIONS]
     found += [{"label": label, "members": count} for label in MERGES if label not in SLOW]
-    found += [{"label": label, "budget": b, "members": count} for label in METHODS for b in BUDGETS[1:]]
-    found += [{"label": label, "budget": BUDGETS[0], "members": n} for n in range(2, count) for label in METHODS]
+    found += [{"label": label, "budget": b, "members": count} for label in METHODS for b in budgets[1:]]
+    found += [{"label": label, "budget": budgets[0], "members": n} for n in range(2, count) for label in METHODS]
     found += [{"label": label, "members": count} for label in SLOW]
     return found
 
@@ -96,7 +102,8 @@ def _tensors(base: Path) -> list[Any]:
 
 def _merged(member: Member, paths: dict[str, Path], base: Path, folder: Path, options: dict[str, Any]) -> float:
     out = folder / "merged"
-    kinfold.merge(base, paths, out, heads=member.task, overwrite=True, dominance="off", **options)
+    heads = member.task if member.head is None else "error"  # an adapter has none
+    kinfold.merge(base, paths, out, heads=heads, overwrite=True, dominance="off", **options)
     return _gain(member, out)
 
 
@@ -108,30 +115,34 @@ def _unfolded(member: Member, family: Path, folder: Path) -> float:
 
 
 def _gain(member: Member, directory: Path) -> float:
-    score = accuracy(directory, member.test, labels=member.labels)
+    score = accuracy(directory, member.test, head=member.head, labels=member.labels)
     return (score - member.zero_delta) / (member.after - member.zero_delta)
 
 
 def main() -> None:
-    members = fleet(0)
-    partial = cache_dir() / "bench" / "family.jsonl"
+    parser = argparse.ArgumentParser(description="Fold and merge the fleet.")
+    parser.add_argument("--adapters", choices=STARTS)
+    start = parser.parse_args().adapters
+    members, budgets = (lora_fleet(start), ADAPTER_BUDGETS) if start else (fleet(0), BUDGETS)
+    name = f"family_lora_{start}" if start else "family"
+    partial = cache_dir() / "bench" / f"{name}.jsonl"
     partial.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
-    todo = [job for job in jobs(members) if not any(job.items() <= point.items() for point in done)]
+    todo = [job for job in jobs(members, budgets) if not any(job.items() <= point.items() for point in done)]
     with partial.open("a") as log:
         for job in todo:
             done.append(measure(job, members))
             log.write(json.dumps(done[-1]) + "\n")
             log.flush()
             print({key: value for key, value in done[-1].items() if key not in ("errors", "gains")}, flush=True)
-            save(done, len(members))
-    save(done, len(members))
+            save(name, done, len(members))
+    save(name, done, len(members))
 
 
-def save(points: list[dict[str, Any]], count: int) -> None:
+def save(name: str, points: list[dict[str, Any]], count: int) -> None:
     """JSON and figure of what is measured so far."""
     content = {"machine": machine(), "kinfold": kinfold.__version__, "seed": 0, "points": points}
-    (RESULTS / "family.json").write_text(json.dumps(content, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     whole = [point for point in points if point["members"] == count and point["label"] not in MERGES]
     series = {
         label: sorted((point["bytes"], point["gain_mean"]) for point in whole if point["label"] == label)
@@ -149,7 +160,7 @@ def save(points: list[dict[str, Any]], count: int) -> None:
         levels=levels,
         floor=0.0,
     )
-    (RESULTS / "family.svg").write_text(svg)
+    (RESULTS / f"{name}.svg").write_text(svg)
 
 
 if __name__ == "__main__":

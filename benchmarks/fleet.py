@@ -126,6 +126,7 @@ class Member:
     labels: list[str]
     after: float
     zero_delta: float
+    head: Path | None = None  # where `directory` has none
 
 
 def fleet(seed: int, tasks: Sequence[str] = tuple(ALL_TASKS)) -> list[Member]:
