@@ -17,10 +17,11 @@ from kinfold.codec import create
 from kinfold.codec.positions import encode_positions
 from kinfold.codec.random import tensor_seed, uniform_bits
 from kinfold.codec.values import encode_values
+from kinfold.family.sections import decode
 
 TEXT = (Path(__file__).parents[1] / "docs" / "FORMAT.md").read_text("utf-8")
 VECTORS = dict(
-    re.findall(r"^\| ([^|`]+(?:`[^`]*`[^|`]*)*) \| `([0-9a-f ]+)` \|$", TEXT.split("## 6.")[1], re.MULTILINE)
+    re.findall(r"^\| ([^|`]+(?:`[^`]*`[^|`]*)*) \| `([0-9a-f ]+)` \|$", TEXT.split("## 7.")[1], re.MULTILINE)
 )
 
 
@@ -71,3 +72,17 @@ def test_fold() -> None:
     for nbytes, start in ((6, "delta 1"), (70, "the same delta")):
         payload = codec.encode(delta, budget_bits=8 * nbytes, seed=tensor_seed(0, "w"))
         assert payload.data.hex() == vector(start)
+
+
+def _halves(power: int, *scaled: float) -> bytes:
+    """One column of values at 16 bits: they are `scaled` times 2^power."""
+    return bytes([power]) + np.array(scaled, "<f2").tobytes()
+
+
+def test_a_layer_of_a_family() -> None:
+    shared = _halves(2, 0.25, 0.5, -0.125) + _halves(1, 0, 0.5, 0.125)  # mean 1, 2, -0.5; basis 0, 1, 0.25
+    own = _halves(3, 0.25, -0.125, 0.5)
+    assert (vector("layer of 2 x 1"), vector("its member")) == (shared.hex(), own.hex())
+    a, c = decode("rmm", {"r": 1, "p": 1, "w": 16, "c": 1}, (2, 1), shared, own)
+    assert a.tolist() == [[1 + 0 * 2], [2 + 1 * -1]]
+    assert c.tolist() == [[-0.5 + 0.25 * 4]]

@@ -19,7 +19,7 @@ from kinfold.family.file import FamilyFile
 from kinfold.family.fold import fold
 from kinfold.family.unfold import unfold
 from kinfold.pack.members import PackMember
-from models import Pair, Tensors, raw, reference_bytes
+from models import Pair, Tensors, raw, reference_bytes, save
 
 
 def tensors(directory: Path) -> Tensors:
@@ -310,3 +310,15 @@ def test_the_report_says_how_much_is_shared(trees: Family, tmp_path: Path) -> No
     twins = fold({"a": trees.members["ash"], "b": trees.members["ash"]}, tmp_path / "f", base=trees.base, method="rmm")
     assert twins.shared_energy == pytest.approx(1, abs=1e-6)
     assert any("share a part" in note for note in twins.notes)
+
+
+def test_a_rank_above_64_is_not_cut(tmp_path: Path) -> None:
+    """Dense deltas of 96 x 80: with rank 80 and every direction, factors at 32 bits give them back."""
+    generator = torch.Generator().manual_seed(0)
+    base, members = {"w.weight": torch.randn(96, 80, generator=generator)}, {}
+    save(tmp_path / "base", base)
+    for name in ("a", "b", "c"):
+        moved = {"w.weight": base["w.weight"] + 0.1 * torch.randn(96, 80, generator=generator)}
+        members[name] = save(tmp_path / name, moved)
+    report = fold(members, tmp_path / "f", base=tmp_path / "base", method="rmm", rank=80, directions=1, dtype="float32")
+    assert report.layers[0].params["r"] == 80

@@ -73,6 +73,12 @@ def test_two_members_leave_no_room_for_a_direction(trees: Family, bare: Path) ->
     assert error.hint == "--method truncsvd"
 
 
+def test_one_member_has_no_direction_to_share(trees: Family, bare: Path) -> None:
+    name, path = next(iter(trees.members.items()))
+    for options in ({"preset": "paper"}, {"directions": 1}):
+        refused(FamilyError, "one member has nothing to share", bare, {name: path}, base=trees.base, **options)
+
+
 def test_no_members(trees: Family, bare: Path) -> None:
     assert "A B C" in refused(FamilyError, "at least one member", bare, [], base=trees.base).hint
 

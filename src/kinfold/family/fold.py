@@ -116,7 +116,9 @@ def fold(
     built = pack_members(found, skeleton, total, target.text) if asked.method == "packs" else None
     if built is None or (dry_run and not any(member.codec in NOISY for member in found)):
         with tempfile.TemporaryDirectory(prefix="kinfold-") as folder:
-            rank_read = asked.rank if isinstance(asked.rank, int) and asked.plain else MOST_RANK
+            rank_read = MOST_RANK
+            if isinstance(asked.rank, int):
+                rank_read = asked.rank if asked.plain else max(asked.rank, MOST_RANK)
             layers = read_layers(found, Path(folder), as_given=asked.plain, rank=rank_read)
             _check_directions(asked, layers)
             energy = _shared(layers)
@@ -177,13 +179,17 @@ def _check_directions(asked: _Asked, layers: Layers) -> None:
     n, p = len(layers.members), asked.directions
     if p is None:
         return
+    if n == 1 and p > 0:
+        raise FamilyError(
+            "one member has nothing to share a direction with", hint="--method truncsvd, or fold it with others"
+        )
     rank = joint.ranks_for(layers, asked.rank)[0]
     if p == 0 and n > 1:
         raise FamilyError(
             "with 0 directions only the mean of the factors is kept, and all members become one", hint="--directions 1"
         )
     most, even = most_directions(n, rank), rank * (n - 1) / (rank + n)
-    if p > most or (p > even and n > 1):
+    if n > 1 and p > min(most, even):
         raise FamilyError(
             f"{p} directions of rank {rank} for {n} members cost more than keeping each member's factors, which is "
             f"as much as {even:.3g} directions",
