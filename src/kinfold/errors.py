@@ -16,6 +16,7 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── ServeError              a variant or the base cannot be served, or a request cannot be met
 │   ├── UnknownModelError   a request names a model that is not served
 │   └── BusyError           the queue is full; the request may come again later
+├── CacheError              a compressed KV cache does not fit the model, or is used in a way it cannot follow
 ├── MetricError             the user's own metric cannot be found, fails, or gives no number
 ├── DataError               a package or data set cannot be fetched or fails its checksum
 ├── OutputError             the output exists, or the disk cannot take it
@@ -104,6 +105,10 @@ class UnknownModelError(ServeError):
 
 class BusyError(ServeError):
     """The queue is full; the request may come again later."""
+
+
+class CacheError(KinfoldError):
+    """A compressed KV cache does not fit the model, or is used in a way it cannot follow."""
 
 
 class MetricError(KinfoldError):
