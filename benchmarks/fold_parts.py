@@ -35,22 +35,26 @@ class Bench:
         self.task = Task.load(member.directory)
         base = load_file(member.base / "model.safetensors")
         own = self.task.parameters([n for n in load_file(member.directory / "model.safetensors") if "encoder" in n])
-        self.parameters = {n: p.data for n, p in own.items() if p.dim() == 2}
+        self.tensors = {n: p for n, p in own.items() if p.dim() == 2}
+        self.parameters = {n: p.data for n, p in self.tensors.items()}
         self.base = {n: base[n].float() for n in self.parameters}
         self.deltas = {n: p - self.base[n] for n, p in self.parameters.items()}
         texts = [{"text": text} for text, _ in random.Random(5).sample(member.test, ROWS)]
         self.batches = self.task.batches(texts)
         self.wanted = [self.task.outputs(ids) for ids in self.batches]
         self.rms = math.sqrt(sum(float(d.square().sum()) for d in self.deltas.values()) / self.weights)
-        self.bare = self._divergence({n: torch.zeros_like(d) for n, d in self.deltas.items()})
+        self.bare = self.divergence({n: torch.zeros_like(d) for n, d in self.deltas.items()})
 
     @property
     def weights(self) -> int:
         return sum(d.numel() for d in self.deltas.values())
 
-    def _divergence(self, decoded: dict[str, torch.Tensor]) -> float:
+    def place(self, decoded: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.base[name] + decoded[name])
+
+    def divergence(self, decoded: dict[str, torch.Tensor]) -> float:
+        self.place(decoded)
         return sum(
             float(divergence(target, self.task.outputs(ids), True)) * len(ids) / ROWS
             for ids, target in zip(self.batches, self.wanted, strict=True)
@@ -59,7 +63,7 @@ class Bench:
     def measure(self, way: Way) -> dict[str, float]:
         coded = {name: way(delta, seed) for seed, (name, delta) in enumerate(self.deltas.items())}
         bits = sum(b for _, b in coded.values())
-        left = self._divergence({name: decoded for name, (decoded, _) in coded.items()}) / self.bare
+        left = self.divergence({name: decoded for name, (decoded, _) in coded.items()}) / self.bare
         return {"ratio": 16 * self.weights / bits, "divergence_left": left}
 
 
