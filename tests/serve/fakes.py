@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
@@ -38,8 +38,11 @@ class FakeEngine:
         self.seen: list[tuple[str, list[int], Sampling]] = []
         self.chats: list[list[dict[str, str]]] = []
         self.closed: list[bool] = []
+        self.tasks = 0
 
     def models(self) -> list[Served]:
+        with suppress(RuntimeError):  # outside of a loop there are none
+            self.tasks = len(asyncio.all_tasks())
         names = ["movie", "tweets", "boom", "crash"]
         variants = [Served(name, "base", f"d-{name}", 1_700_000_000, ALL, "stored") for name in names]
         return [

@@ -20,12 +20,14 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one.
 
     Raises:
-        ServeError: the address is not this machine's, or taken.
+        ServeError: the address is not this machine's, or taken, or no port.
     """
+    if not 0 <= port < 2**16:  # `getaddrinfo` would cut it down in silence
+        raise ServeError(f"a port is a number from 0 to 65535, got {port}", hint="--port 8000")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ServeError(f"cannot listen on {host} port {port}: {error}", hint="--port 0 takes any free port") from None
 
 
