@@ -9,6 +9,8 @@ from cyclopts import Parameter
 from kinfold.cli.app import AsFormat, app
 from kinfold.cli.output import emit, err, facts, out, say_hint
 
+SHOWN = 20  # names in a line
+
 
 @app.command
 def serve(
@@ -95,11 +97,13 @@ def _show(serving: Any, keyed: bool) -> None:
     """A `Serving`."""
     if serving.exposed:
         err.print("warning: other machines can reach this server, and it asks for no key (--api-key)", style="bold red")
-    shown = ", ".join(serving.models[:20]) + (f" and {len(serving.models) - 20} more" if len(serving.models) > 20 else "")
+    shown = ", ".join(serving.models[:20]) + (
+        f" and {len(serving.models) - 20} more" if len(serving.models) > 20 else ""
+    )
     facts([("address", serving.url), ("base", serving.base), ("models", shown)])
     for name, reason in serving.refused.items():
         err.print(f"refused: {name}: {reason}", markup=False)
-    key = " -H \"Authorization: Bearer $KINFOLD_API_KEY\"" if keyed else ""
+    key = ' -H "Authorization: Bearer $KINFOLD_API_KEY"' if keyed else ""
     body = f'{{"model": "{serving.models[-1]}", "prompt": "Once upon", "max_tokens": 16}}'
     out.file.flush()
     say_hint(f"curl {serving.url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'")

@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinfold.errors import ServeError, StoreError
+from kinfold.errors import ServeError
+from kinfold.store import Store
 
 if TYPE_CHECKING:
     from kinfold.store.look import Entry
-    from kinfold.store.store import Store
 
 KINDS = ("pack", "adapter", "family")
 DAMAGED = "damaged"  # the kind of an entry whose manifest cannot be read
@@ -59,6 +59,8 @@ class Catalogue:
         names = self.store.names()
         if names == self._seen:
             return None
+        if not names and self._seen:
+            Store.open(self.store.url)  # raises where the store itself is gone, such as a disk that was unmounted
         found = {stored.name: stored for entry in self.store.ls() for stored in self._serves(entry)}
         self._seen = names
         return found

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-
-from kinfold.budget.target import Budget
-from kinfold.errors import KinfoldError, MissingExtraError, ServeError
-from kinfold.serve.catalogue import Catalogue, base_of
 
 log = logging.getLogger("kinfold.serve")
 EXTRA = ("fastapi", "uvicorn", "prometheus_client")
