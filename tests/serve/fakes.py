@@ -114,7 +114,7 @@ class FakeEngine:
         return [{"bad": 0.25, "good": 0.75} for _ in inputs]
 
     def stats(self) -> dict[str, float]:
-        return {"running": self.running, "waiting": self.waiting, "hits_total": 3}
+        return {"running": self.running, "waiting": self.waiting, "cache_hits": 3}
 
     async def close(self, *, drain: bool = True) -> None:
         self.closed.append(drain)

@@ -337,7 +337,7 @@ def test_metrics() -> None:
             "kinfold_first_token_seconds_count 2.0",
             'kinfold_request_seconds_count{route="/v1/completions"} 4.0',
             "kinfold_engine_running 0.0",
-            "kinfold_engine_hits_total 3.0",
+            "kinfold_engine_cache_hits_total 3.0",
             "kinfold_requests_open 1.0",  # this one
         }
         assert soon(lambda: wanted <= set(httpx.get(f"{url}/metrics").text.splitlines()))

@@ -15,6 +15,11 @@ ROUTES = {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/clas
     "/health",
     "/metrics",
 }
+GROWING = {"loads", "load_seconds", "generated_tokens", "prompt_tokens", "encoded_tokens"} | {
+    "cache_hits",
+    "cache_misses",
+    "cache_evictions",
+}
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -69,14 +74,14 @@ ROUTE_OF_A_MODEL = "/v1/models/{id}"
 
 
 class _EngineStats(Collector):
-    """The engine's own figures: `running`, `waiting`, cache counters; those called `*_total` only grow."""
+    """The engine's own figures: `running`, `waiting`, what its memory for variants did."""
 
     def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._stats().items():
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = CounterMetricFamily if name in GROWING else GaugeMetricFamily
             yield family(f"kinfold_engine_{name}", f"The engine's `{name}`.", value=float(value))
 
     def describe(self) -> list[Metric]:
