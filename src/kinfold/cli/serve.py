@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from kinfold.cli.app import AsFormat, app
-from kinfold.cli.output import emit, err, facts, out, say_hint
+from kinfold.cli.output import emit, err, facts, say_hint
 
 SHOWN = 20  # names in a line
 
@@ -20,13 +23,14 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: Annotated[str | None, Parameter(env_var="KINFOLD_API_KEY")] = None,
-    max_batch: int = 16,
+    max_batch: int = 32,
     queue: int = 256,
+    max_tokens: int | None = None,
     variant_memory: str = "2GB",
     pin: tuple[str, ...] = (),
-    dtype: str = "auto",
-    device: str = "auto",
-    cache: str | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "cpu",
+    cache: Path | None = None,
     max_body: str = "1MiB",
     refresh: float = 5.0,
     grace: float = 30.0,
@@ -49,17 +53,19 @@ def serve(
     api_key
         What requests must carry as `Authorization: Bearer KEY`.
     max_batch
-        Answers that are generated at the same time.
+        Rows that are computed at once.
     queue
         Requests that may wait for that; more are sent away with status 429.
+    max_tokens
+        Of prompt and answer together; what the model's positions allow where not given.
     variant_memory
-        Room for variants beside the base; those not asked for longest make way.
+        For loaded variants, beside the base (2GB); those not asked for longest make way.
     pin
-        A variant that is loaded at the start and never makes way; may be repeated.
+        A variant that does not make way once it is loaded; may be repeated.
     dtype
-        To run in: auto is the base's own, or float32, bfloat16, float16.
+        auto is the base's own.
     device
-        cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.
+        cpu, cuda, cuda:1, ...
     cache
         Folder for local copies of what the store holds.
     max_body
@@ -71,7 +77,11 @@ def serve(
     format
         human or json.
     """
-    from kinfold.serve.server import serve
+    from kinfold.serve.server import Serving, serve
+
+    def show(serving: Serving) -> None:
+        emit(serving, format, lambda: _show(serving, api_key is not None))
+        sys.stdout.flush()  # whoever reads it from a pipe waits for it
 
     serve(
         store,
@@ -81,6 +91,7 @@ def serve(
         api_key=api_key,
         max_batch=max_batch,
         queue=queue,
+        max_tokens=max_tokens,
         variant_memory=variant_memory,
         pin=pin,
         dtype=dtype,
@@ -89,21 +100,24 @@ def serve(
         max_body=max_body,
         refresh=refresh,
         grace=grace,
-        ready=lambda serving: emit(serving, format, lambda: _show(serving, api_key is not None)),
+        ready=show,
     )
 
 
 def _show(serving: Any, keyed: bool) -> None:
     """A `Serving`."""
-    if serving.exposed:
-        err.print("warning: other machines can reach this server, and it asks for no key (--api-key)", style="bold red")
-    shown = ", ".join(serving.models[:20]) + (
-        f" and {len(serving.models) - 20} more" if len(serving.models) > 20 else ""
-    )
+    if serving.warning:
+        err.print(f"warning: {serving.warning}: give one with --api-key", style="bold red")
+    more = len(serving.models) - SHOWN
+    shown = ", ".join(serving.models[:SHOWN]) + (f" and {more} more" if more > 0 else "")
     facts([("address", serving.url), ("base", serving.base), ("models", shown)])
-    for name, reason in serving.refused.items():
-        err.print(f"refused: {name}: {reason}", markup=False)
+    say_hint(_curl(serving, keyed))
+
+
+def _curl(serving: Any, keyed: bool) -> str:
+    """A line to try."""
+    generates = "generate" in serving.abilities
+    route, text = ("completions", "prompt") if generates else ("embeddings", "input")
+    body = json.dumps({"model": serving.models[-1], text: "Once upon a time"})
     key = ' -H "Authorization: Bearer $KINFOLD_API_KEY"' if keyed else ""
-    body = f'{{"model": "{serving.models[-1]}", "prompt": "Once upon", "max_tokens": 16}}'
-    out.file.flush()
-    say_hint(f"curl {serving.url}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'")
+    return f"curl {serving.url}/v1/{route}{key} -H 'Content-Type: application/json' -d '{body}'"

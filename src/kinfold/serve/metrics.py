@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 
 from kinfold.serve.request import Engine
 
-ROUTES = {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/classify", "/v1/models"} | {
-    "/health",
-    "/metrics",
+ROUTES = {
+    *("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/classify", "/v1/models"),
+    *("/health", "/metrics"),
 }
-GROWING = {"loads", "load_seconds", "generated_tokens", "prompt_tokens", "encoded_tokens"} | {
-    "cache_hits",
-    "cache_misses",
-    "cache_evictions",
+ROUTE_OF_A_MODEL = "/v1/models/{id}"
+GROWING = {
+    *("generated_tokens", "prompt_tokens", "encoded_tokens"),
+    *("cache_hits", "cache_misses", "cache_evictions", "loads", "load_seconds"),
 }
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -68,9 +68,6 @@ class Metrics:
         if model is None or (status >= 400 and all(served.name != model for served in self._engine.models())):
             return ""
         return model
-
-
-ROUTE_OF_A_MODEL = "/v1/models/{id}"
 
 
 class _EngineStats(Collector):
