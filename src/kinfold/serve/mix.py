@@ -123,7 +123,7 @@ class Plan:
         if count == len(self.rows) * self.tokens:
             return True
         raise ServeError(
-            f"`{name}` sees {count} inputs for {len(self.rows)} rows of {self.tokens} tokens: whose they are is unknown",
+            f"`{name}` sees {count} inputs for {len(self.rows)} rows of {self.tokens} tokens; whose are they",
             hint="kinfold restore writes the variant as a model directory, which any server of its own can serve",
         )
 

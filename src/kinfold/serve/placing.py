@@ -73,15 +73,21 @@ def place(member: Member, live: LiveModel, raw_config: bytes) -> Placement:
             told[spot] = (own, None)
     _refuse_twice(member, live)
     _refuse_leftovers(member, live, found.aside, bones)
-    for spot, parameter in live.places.items():
+    for spot in live.places:
         source = told.get(spot) or _twin(spot, told, live, bones)
         if source is None:
             _check_absent(member, live, spot, bones)
-        elif source[1] not in member.same or live.places[live.spell(source[1] or spot) or spot] is not parameter:
+        elif source[1] is None or source[1] not in member.same or not _is_at(live, source[1], spot):
             found.sources[spot] = source[0]
             if source[1] is not None:
                 found.keys[spot] = source[1]
     return found
+
+
+def _is_at(live: LiveModel, base_name: str | None, spot: str) -> bool:
+    """Whether the base's tensor of this name is the parameter at a place, which may be tied to its own."""
+    own = None if base_name is None else live.spell(base_name)
+    return own is not None and live.places[own] is live.places[spot]
 
 
 def _twin(
@@ -183,7 +189,7 @@ def _product(member: Member, live: LiveModel, placement: Placement, spot: str, k
     if base_name is None:  # an adapter may part a tied weight; its factors then go on the one it was tied to
         pair = member.factors(own) if isinstance(member, AdapterMember) else None
     else:
-        pair = member.factors(base_name) if live.places[live.spell(base_name) or spot] is like else None
+        pair = member.factors(base_name) if _is_at(live, base_name, spot) else None
     return None if pair is None else product(pair, kind, like)
 
 
