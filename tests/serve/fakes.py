@@ -26,7 +26,8 @@ def words(model: str, ids: Sequence[int], count: int) -> list[str]:
 class FakeEngine:
     """Tokens are bytes; answers are `words`, one every `delay` seconds, `slots` at once, `queue` more may wait.
 
-    `boom` fails after two words, `crash` at once; `broken` is refused; `mute` cannot generate.
+    `boom` fails after two words, `crash` at once, `stump` never says that it ends; `broken` is refused; `mute` cannot
+    generate.
     """
 
     base = "base"
@@ -43,7 +44,7 @@ class FakeEngine:
     def models(self) -> list[Served]:
         with suppress(RuntimeError):  # outside of a loop there are none
             self.tasks = len(asyncio.all_tasks())
-        names = ["movie", "tweets", "boom", "crash"]
+        names = ["movie", "tweets", "boom", "crash", "stump"]
         variants = [Served(name, "base", f"d-{name}", 1_700_000_000, ALL, "stored") for name in names]
         return [
             Served("base", None, "d-base", 1_700_000_000, ALL, "resident"),
@@ -91,7 +92,7 @@ class FakeEngine:
                 await asyncio.sleep(self._delay)
                 if model == "boom" and number == 2:
                     raise RuntimeError("secret detail")
-                last = number == sampling.max_tokens - 1
+                last = number == sampling.max_tokens - 1 and model != "stump"
                 yield self._chunk(word, number, sampling, "length" if last else None)
             done = True
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import socket
 import struct
 from typing import Any
 
@@ -30,7 +31,7 @@ def error_of(reply: httpx.Response) -> dict[str, Any]:
 def test_models(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         found = {model.id: model for model in client.models.list()}
-        assert list(found) == ["base", "movie", "tweets", "boom", "crash", "broken", "mute"]
+        assert list(found) == ["base", "movie", "tweets", "boom", "crash", "stump", "broken", "mute"]
         assert found["movie"].object == "model"
         extra = found["broken"].model_extra or {}
         assert (extra["parent"], extra["state"], extra["reason"]) == ("base", "refused", "its object is corrupt")
@@ -192,13 +193,14 @@ def test_an_ability_that_a_model_lacks(url: str) -> None:
 
 def test_a_failure_shows_no_traceback(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "kinfold.serve"):
-        replies = [post(url, GOOD | {"model": "crash"}), post(url, GOOD | {"model": "boom"})]
+        replies = [post(url, GOOD | {"model": model}) for model in ("crash", "boom", "stump")]
     for reply in replies:
         assert reply.status_code == 500
         assert "secret" not in reply.text
         assert reply.headers["x-request-id"] in error_of(reply)["message"]
         assert reply.headers["x-request-id"] in caplog.text
     assert "RuntimeError: secret detail" in caplog.text
+    assert "an answer ended without a finish reason" in caplog.text
 
 
 def test_a_failure_within_a_stream_is_its_last_event(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,6 +268,17 @@ def test_the_limit_of_a_body() -> None:
         for content in (large, chunked()):
             reply = httpx.post(f"{url}/v1/completions", content=content, headers=JSON)
             assert (reply.status_code, error_of(reply)["code"]) == (413, "body_too_large")
+
+
+def test_a_client_that_leaves_within_its_body(caplog: pytest.LogCaptureFixture) -> None:
+    with served(FakeEngine()) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as sock:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            sock.sendall(head + b"Content-Length: 100\r\n\r\n{")
+            assert soon(lambda: "kinfold_requests_open 2.0" in httpx.get(f"{url}/metrics").text)
+        assert soon(lambda: "kinfold_requests_open 1.0" in httpx.get(f"{url}/metrics").text)
+    assert not caplog.records
 
 
 def test_only_json_is_read(url: str) -> None:

@@ -32,6 +32,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _always_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "LOOK_SECONDS", 0.0)
+
+
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Store:
     found = Store.init(tmp_path / "store", cache=tmp_path / "cache")
@@ -67,6 +72,16 @@ def test_the_store_is_listed_again_when_it_has_changed(store: Store, made: Path)
     for name in ("both", "base", "alien", "../x", "/etc/passwd", "movie@1"):
         with pytest.raises(StoreError, match="there is no variant"):
             catalogue.path(name)
+
+
+def test_it_is_not_listed_at_every_question(store: Store, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "LOOK_SECONDS", 1000.0)
+    catalogue = StoredVariants(store, fingerprint(store))
+    before = catalogue.names()
+    store.add(made / "news.kin.safetensors")
+    assert catalogue.names() == before
+    monkeypatch.setattr(stored, "LOOK_SECONDS", 0.0)
+    assert "news" in catalogue.names()
 
 
 def damage(path: Path) -> None:

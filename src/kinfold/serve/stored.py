@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 KINDS = ("pack", "adapter", "family")
 DAMAGED = "damaged"  # the kind of an entry whose manifest cannot be read
+LOOK_SECONDS = 0.5  # between listings: a client that asks for unknown names must not have the store listed each time
 RETRY_SECONDS = 60.0  # until damage is looked at again: somebody may have added the variant anew
 
 
@@ -42,6 +43,7 @@ class StoredVariants:
     def __init__(self, store: Store, fingerprint: str) -> None:
         self._store, self._fingerprint = store, fingerprint
         self._seen: Mapping[str, str] | None = None
+        self._looked = 0.0
         self._entries: dict[str, Entry] = {}
         self._damaged: dict[str, _Damage] = {}
 
@@ -51,13 +53,18 @@ class StoredVariants:
         Raises:
             StoreError: the store cannot be read.
         """
+        if self._seen is None or time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._look()
+        return {name: self._digest(entry) for name, entry in self._entries.items()}
+
+    def _look(self) -> None:
         names = self._store.names()
         if not names and self._seen:
             Store.open(self._store.url)  # raises where the store itself is gone, such as a disk that was unmounted
         if names != self._seen:
             self._entries = {entry.name: entry for entry in self._store.ls() if self._serves(entry)}
             self._seen = names
-        return {name: self._digest(entry) for name, entry in self._entries.items()}
+        self._looked = time.monotonic()
 
     def path(self, ref: str, /) -> Path:
         """A verified local copy of what a variant is in: a file, or the folder of an adapter.
