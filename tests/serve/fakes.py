@@ -60,7 +60,7 @@ class FakeEngine:
         if found.state == "refused":
             raise ServeError(found.reason)
         if ability is not None and ability not in found.abilities:
-            raise ServeError(f"`{model}` cannot {ability}")
+            raise ServeError(f"`{model}` cannot {ability}", hint="ask another")
         if model == "crash":
             raise RuntimeError("secret detail")
 

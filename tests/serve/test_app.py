@@ -187,7 +187,7 @@ def test_a_refused_variant(url: str) -> None:
 
 def test_an_ability_that_a_model_lacks(url: str) -> None:
     reply = post(url, GOOD | {"model": "mute"})
-    assert (reply.status_code, error_of(reply)["message"]) == (400, "`mute` cannot generate")
+    assert (reply.status_code, error_of(reply)["message"]) == (400, "`mute` cannot generate; ask another")
     assert post(url, {"model": "mute", "input": "a"}, "classify").status_code == 400
 
 

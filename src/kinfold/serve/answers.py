@@ -65,7 +65,7 @@ def refusal(error: Exception, engine: Engine, model: str | None) -> RefusedError
             (served for served in engine.models() if (served.name, served.state) == (model, "refused")), None
         )
         if refused is None:
-            return RefusedError(400, str(error), "not_served")
+            return RefusedError(400, f"{error}; {error.hint}" if error.hint else str(error), "not_served")
         message = f"the model `{refused.name}` cannot be served: {refused.reason or error}"
         return RefusedError(503, message, "model_refused", "model", {"x-should-retry": "false"})
     log.error("the engine failed", exc_info=error)
