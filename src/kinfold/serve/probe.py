@@ -1,0 +1,115 @@
+"""The self-test of a loaded variant: it must answer as its restored directory would, and not as the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kinfold.errors import ServeError
+from kinfold.pack.member import Member
+from kinfold.serve.live import LiveModel
+from kinfold.serve.placing import Placement, values
+from kinfold.serve.variant import Variant
+from kinfold.tasks import Task
+
+TOKENS = 16
+SHARE = 0.1  # of the distance between variant and base that may be missed
+ULPS = 4  # and as many roundings of the dtype, of the outputs' own size
+
+
+def probe_ids(vocabulary: int, seed: int = 0) -> list[int]:
+    """16 token ids below the vocabulary's size, the same everywhere for one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (TOKENS,), generator=generator).tolist()
+
+
+def probe_outputs(directory: str | Path, *, seed: int = 0, top: int = 32) -> dict[str, Any]:
+    """What a restored variant answers to the probe, for a report that travels with its pack.
+
+    Args:
+        directory: of the restored model.
+        seed: of the probe.
+        top: so many of the likeliest tokens are told.
+
+    Returns:
+        `ids`, and `top`: pairs of token and log-probability after these ids; of an encoder, of index and value of
+        the mean hidden state, the largest first.
+
+    Raises:
+        CheckpointError: transformers cannot load the directory.
+    """
+    task = Task.load(directory)
+    core = task.model if task.model.can_generate() else task.model.base_model
+    ids = probe_ids(core.get_input_embeddings().num_embeddings, seed)
+    given = torch.tensor([ids])
+    with torch.inference_mode():
+        output = core(input_ids=given, attention_mask=torch.ones_like(given))
+    generates = task.model.can_generate()
+    answer = output.logits[0, -1].log_softmax(-1) if generates else output.last_hidden_state[0].mean(0)
+    order = (answer if generates else answer.abs()).topk(min(top, answer.numel())).indices.tolist()
+    return {"ids": ids, "top": [[place, float(answer[place])] for place in order]}
+
+
+def check(
+    live: LiveModel, variant: Variant, member: Member, placement: Placement, stored: Mapping[str, Any] | None = None
+) -> None:
+    """Run the probe through the mixed path and compare.
+
+    Args:
+        live: the running base.
+        variant: loaded from `member`, not yet served.
+        member: gives the variant's own tensors for the reference.
+        placement: where they belong.
+        stored: what `probe_outputs` said of the restored variant; None takes a reference on the spot, from the
+            variant's tensors put into the model whole.
+
+    Raises:
+        ServeError: a changed tensor was placed nowhere; the answers are not the variant's, or those of the base
+            beside it are disturbed; both figures are told.
+    """
+    _check_count(member, placement)
+    stored = stored or {}
+    ids = torch.tensor([stored.get("ids") or probe_ids(live.vocabulary)], device=live.device)
+    plain = live.run_with({}, ids)[0]
+    with live.mixer.rows([variant, None], ids.shape[1]), torch.inference_mode():
+        pair = ids.expand(2, -1).contiguous()
+        mixed, beside = live.features(live.core(input_ids=pair, attention_mask=torch.ones_like(pair)))
+    told = stored.get("top")
+    if told:
+        spots = torch.tensor([spot for spot, _ in told], device=live.device)
+        reference = torch.tensor([value for _, value in told], device=live.device)
+        plain, mixed, beside = plain[spots], mixed[spots], beside[spots]
+    elif placement.sources:
+        reference = live.run_with(values(member, live, placement), ids)[0]
+    else:
+        reference = plain
+    noise = ULPS * torch.finfo(live.dtype).eps * _size(reference)
+    moved, missed = _distance(reference, plain), _distance(mixed, reference)
+    stuck = variant.changes and moved > 0 and _distance(mixed, plain) <= SHARE * moved and (not told or moved > noise)
+    if not missed <= SHARE * moved + noise or stuck:  # `not <=` so that NaN is refused too
+        raise ServeError(
+            f"`{variant.name}` does not answer the probe as its restored weights do: off by {missed:.3g}, where the "
+            f"variant is {moved:.3g} from the base",
+            hint="kinfold restore and a server of its own serve it; please report this",
+        )
+    if not _distance(beside, plain) <= noise + 1e-6 * _size(plain):
+        raise ServeError(f"`{variant.name}` disturbs the base's own answers by {_distance(beside, plain):.3g}")
+
+
+def _check_count(member: Member, placement: Placement) -> None:
+    told = {*placement.sources.values(), *placement.aside}
+    lost = [own for own in (*(member.own[name] for name in member.changed), *member.whole) if own not in told]
+    if lost:
+        raise ServeError(f"`{member.name}` changes {', '.join(f'`{name}`' for name in lost[:5])}, placed nowhere")
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).double().norm())
+
+
+def _size(values: torch.Tensor) -> float:
+    """Norm of what is left without the mean, which means nothing among log-probabilities."""
+    return float((values - values.mean()).double().norm())
