@@ -1,0 +1,212 @@
+"""Which variants vLLM can serve as LoRA, and the adapter folder of one that it can."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from kinfold.checkpoint import Checkpoint
+from kinfold.checkpoint.adapter import Adapter
+from kinfold.errors import AdapterError, KinfoldError, ServeError
+from kinfold.family.peft_io import ExportReport, export_member
+from kinfold.family.peft_plan import NOISY, VLLM_RANKS
+from kinfold.pack.member import Member
+from kinfold.serve.vllm.fit import config_changes, text_changes
+from kinfold.serve.vllm.settings import Settings
+
+FACTS = "kinfold.json"
+_SHOWN = 5  # tensors named in a message
+
+
+class RefusedError(ServeError, ValueError):
+    """A variant is in the store and cannot be served; as a ValueError its words reach the client of vLLM, with 400."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An adapter that is ready to be served.
+
+    Attributes:
+        rank: the largest of a module.
+        modules: how many are adapted.
+        lost: norm of what is missing, relative to the delta's.
+        left_out: variant's tensors that do not travel, each with why and its share of ||delta||^2.
+        notes: what a reader of the server's log should know.
+    """
+
+    rank: int
+    modules: int
+    lost: float
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Lora:
+        """Of a folder that `write` made."""
+        return cls(**json.loads((folder / FACTS).read_text("utf-8")))
+
+    @property
+    def sentence(self) -> str:
+        """How it is served, for a log."""
+        lost = f"; {self.lost:.2%} of its delta's norm is left out: {_listed(self.left_out)}" if self.lost > 0 else ""
+        return f"LoRA of rank {self.rank} on {self.modules} modules{lost}"
+
+
+def write(variant: Member, name: str, out: Path, settings: Settings) -> Lora:
+    """Write a variant as an adapter that vLLM takes, or say why it cannot go as one.
+
+    Args:
+        variant: of the base that is served.
+        name: as requests call it.
+        out: an empty folder to fill; what is in it after an error is of no use.
+        settings: ranks, tolerance, and whether a part will do.
+
+    Raises:
+        RefusedError: the server's rank is too small; too much of the delta would be missing; the variant's config
+            computes otherwise; a module is not in the base's checkpoint; nothing differs from the base.
+    """
+    _check_rank(variant, name, settings)
+    if not settings.partial:
+        _check_noise(variant, name)
+        _check_config(variant, name)
+    base = variant.base.checkpoint.directory
+    try:
+        report = export_member(
+            variant,
+            out,
+            base=str(base),
+            rank=settings.max_rank,
+            engine="vllm",
+            partial=True,
+            overwrite=True,
+        )
+    except AdapterError as cause:
+        raise RefusedError(f"`{name}` cannot go as LoRA: {cause}", hint=cause.hint or weights_hint(name)) from cause
+    if not settings.partial:
+        _check_loss(report, name, settings)
+    check_names(out, variant.base.checkpoint, name, settings.max_rank)
+    found = Lora(report.rank, report.modules, report.error, _left_out(report), [*report.notes, *_notes(variant)])
+    (out / FACTS).write_text(json.dumps(asdict(found), indent=2), "utf-8")
+    return found
+
+
+def own_rank(variant: Member) -> int:
+    """The largest rank among the factors that a variant is kept in; 0 where it has none."""
+    pairs = (variant.factors(name) for name in variant.changed)
+    return max((pair[0].shape[1] for pair in pairs if pair is not None), default=0)
+
+
+def flag_for(rank: int) -> int | None:
+    """The least --max-lora-rank that takes adapters of `rank`; None above vLLM's largest."""
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
+
+
+def weights_hint(name: str) -> str:
+    """What to do with a variant that is no LoRA."""
+    return (
+        f"serve it as weights: `kinfold store get {name} -o PACK`, `kinfold restore PACK --base BASE -o OUT`, "
+        "`vllm serve OUT`; or swap it into a running LLM with kinfold.serve.vllm.patch"
+    )
+
+
+def _check_rank(variant: Member, name: str, settings: Settings) -> None:
+    rank = own_rank(variant)
+    if rank <= settings.max_rank:
+        return
+    fit = flag_for(rank)
+    if fit is None:
+        raise RefusedError(
+            f"`{name}` has factors of rank {rank}, and vLLM takes ranks up to {VLLM_RANKS[-1]}", hint=weights_hint(name)
+        )
+    raise RefusedError(
+        f"`{name}` has factors of rank {rank}, and this server takes {settings.max_rank}",
+        hint=f"start it with --max-lora-rank {fit}; where that stands in a config file, "
+        f"set KINFOLD_VLLM_MAX_LORA_RANK={fit} as well",
+    )
+
+
+def _check_noise(variant: Member, name: str) -> None:
+    if variant.codec in NOISY:
+        raise RefusedError(
+            f"`{name}` is a `{variant.codec}` pack: it decodes to the delta and unbiased noise of full rank, which no "
+            "LoRA can carry",
+            hint=weights_hint(name),
+        )
+
+
+def _check_config(variant: Member, name: str) -> None:
+    changed = config_changes(variant)
+    if changed:
+        raise RefusedError(
+            f"`{name}` has a config of its own, and a LoRA is computed by the base's: {_listed(changed)} differ",
+            hint=weights_hint(name),
+        )
+
+
+def _check_loss(report: ExportReport, name: str, settings: Settings) -> None:
+    new = [row for row in report.left_out if row.share is None]
+    if report.error <= settings.tolerance and not new:
+        return
+    what = f"tensors that the base lacks ({_listed([row.name for row in new])})" if new else ""
+    share = f"{report.error:.1%} of its delta's norm" if report.error > settings.tolerance else ""
+    raise RefusedError(
+        f"`{name}` would lose {' and '.join(filter(None, (share, what)))} as a LoRA of rank {report.rank}, where "
+        f"{settings.tolerance:.1%} may be lost{_why(report)}",
+        hint=f"{weights_hint(name)}; KINFOLD_VLLM_PARTIAL=1 serves the rest",
+    )
+
+
+def _why(report: ExportReport) -> str:
+    """What is left out whole, then what the factors miss."""
+    reasons = _left_out(report)
+    worst = max(report.tensors, key=lambda row: row.error, default=None)
+    if worst is not None and worst.error > 0:
+        reasons.append(f"rank {worst.rank} of `{worst.name}` misses {worst.error:.1%} of it")
+    return f": {_listed(reasons)}" if reasons else ""
+
+
+def _left_out(report: ExportReport) -> list[str]:
+    rows = sorted(report.left_out, key=lambda row: -1.0 if row.share is None else -row.share)
+    return [f"`{row.name}` ({'new' if row.share is None else f'{row.share:.2%}'}): {row.why}" for row in rows]
+
+
+def _notes(variant: Member) -> list[str]:
+    texts = text_changes(variant)
+    return [f"its own {_listed(texts)} is not used; vLLM has the base's for all"] if texts else []
+
+
+def _listed(rows: list[str]) -> str:
+    more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return "; ".join(rows[:_SHOWN]) + more
+
+
+def check_names(folder: Path, base: Checkpoint, name: str, max_rank: int) -> None:
+    """Every adapted module must be in the base's checkpoint under the same name, shape for shape.
+
+    vLLM compares the last part of a name alone: it loads an adapter whose names do not fit, lists it, and answers
+    with the base's tokens.
+
+    Raises:
+        RefusedError: a module or shape is not the base's, or a rank is over `max_rank`.
+    """
+    try:
+        adapter = Adapter.open(folder)
+    except KinfoldError as cause:
+        raise RefusedError(f"`{name}`: {cause}", hint=cause.hint) from cause
+    wrong = [
+        module
+        for module, lora in adapter.loras.items()
+        if (info := base.tensors.get(f"{module}.weight")) is None or info.shape != lora.shape
+    ]
+    if wrong:
+        raise RefusedError(
+            f"`{name}` adapts {len(wrong)} modules that `{base.directory}` does not have by these names and shapes, so "
+            f"vLLM would answer with the base's tokens: {_listed(wrong)}",
+            hint="save the base with the transformers class that its config names (save_pretrained), and pack again",
+        )
+    rank = max((lora.rank for lora in adapter.loras.values()), default=0)
+    if rank > max_rank:
+        raise RefusedError(
+            f"`{name}` has rank {rank}, and this server takes {max_rank}", hint=f"--max-lora-rank {flag_for(rank)}"
+        )
