@@ -70,7 +70,7 @@ def plan(
 
 def _show(report: _Plan) -> None:
     rows = [[road.name, road.way, str(road.rank or ""), road.why] for road in report.variants]
-    table(["variant", "served as", "rank", "why"], rows, left=2)
+    table(["variant", "served as", "rank", "why"], rows, left=4)
     if any(road.way == "lora" for road in report.variants):
         say_hint(report.command)
     elif report.variants:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.adapter import Adapter
 from kinfold.errors import AdapterError, KinfoldError, ServeError
-from kinfold.family.peft_io import ExportReport, export_member
+from kinfold.family.peft_io import ExportReport, LeftOut, export_member
 from kinfold.family.peft_plan import NOISY, VLLM_RANKS
 from kinfold.pack.member import Member
 from kinfold.serve.vllm.fit import config_changes, text_changes
@@ -31,7 +32,7 @@ class Lora:
         rank: the largest of a module.
         modules: how many are adapted.
         lost: norm of what is missing, relative to the delta's.
-        left_out: variant's tensors that do not travel, each with why and its share of ||delta||^2.
+        left_out: variant's tensors that do not travel, why, and their share of the delta's norm.
         notes: what a reader of the server's log should know.
     """
 
@@ -49,7 +50,8 @@ class Lora:
     @property
     def sentence(self) -> str:
         """How it is served, for a log."""
-        lost = f"; {self.lost:.2%} of its delta's norm is left out: {_listed(self.left_out)}" if self.lost > 0 else ""
+        parts = f": {_listed(self.left_out)}" if self.left_out else ""
+        lost = f"; {self.lost:.2%} of its delta's norm is lost{parts}" if self.lost > 1e-6 else ""
         return f"LoRA of rank {self.rank} on {self.modules} modules{lost}"
 
 
@@ -63,10 +65,11 @@ def write(variant: Member, name: str, out: Path, settings: Settings) -> Lora:
         settings: ranks, tolerance, and whether a part will do.
 
     Raises:
-        RefusedError: the server's rank is too small; too much of the delta would be missing; the variant's config
+        RefusedError: the server's rank is too small, or too much of the delta would be missing; the variant's config
             computes otherwise; a module is not in the base's checkpoint; nothing differs from the base.
     """
-    _check_rank(variant, name, settings)
+    if not (variant.changed or variant.whole):
+        raise RefusedError(f"`{name}` is equal to the base", hint="ask for the base by its own name")
     if not settings.partial:
         _check_noise(variant, name)
         _check_config(variant, name)
@@ -84,7 +87,7 @@ def write(variant: Member, name: str, out: Path, settings: Settings) -> Lora:
     except AdapterError as cause:
         raise RefusedError(f"`{name}` cannot go as LoRA: {cause}", hint=cause.hint or weights_hint(name)) from cause
     if not settings.partial:
-        _check_loss(report, name, settings)
+        _check_loss(report, variant, name, settings)
     check_names(out, variant.base.checkpoint, name, settings.max_rank)
     found = Lora(report.rank, report.modules, report.error, _left_out(report), [*report.notes, *_notes(variant)])
     (out / FACTS).write_text(json.dumps(asdict(found), indent=2), "utf-8")
@@ -110,22 +113,6 @@ def weights_hint(name: str) -> str:
     )
 
 
-def _check_rank(variant: Member, name: str, settings: Settings) -> None:
-    rank = own_rank(variant)
-    if rank <= settings.max_rank:
-        return
-    fit = flag_for(rank)
-    if fit is None:
-        raise RefusedError(
-            f"`{name}` has factors of rank {rank}, and vLLM takes ranks up to {VLLM_RANKS[-1]}", hint=weights_hint(name)
-        )
-    raise RefusedError(
-        f"`{name}` has factors of rank {rank}, and this server takes {settings.max_rank}",
-        hint=f"start it with --max-lora-rank {fit}; where that stands in a config file, "
-        f"set KINFOLD_VLLM_MAX_LORA_RANK={fit} as well",
-    )
-
-
 def _check_noise(variant: Member, name: str) -> None:
     if variant.codec in NOISY:
         raise RefusedError(
@@ -144,31 +131,48 @@ def _check_config(variant: Member, name: str) -> None:
         )
 
 
-def _check_loss(report: ExportReport, name: str, settings: Settings) -> None:
+def _check_loss(report: ExportReport, variant: Member, name: str, settings: Settings) -> None:
     new = [row for row in report.left_out if row.share is None]
     if report.error <= settings.tolerance and not new:
         return
-    what = f"tensors that the base lacks ({_listed([row.name for row in new])})" if new else ""
+    what = "tensors that the base lacks" if new else ""
     share = f"{report.error:.1%} of its delta's norm" if report.error > settings.tolerance else ""
     raise RefusedError(
         f"`{name}` would lose {' and '.join(filter(None, (share, what)))} as a LoRA of rank {report.rank}, where "
-        f"{settings.tolerance:.1%} may be lost{_why(report)}",
-        hint=f"{weights_hint(name)}; KINFOLD_VLLM_PARTIAL=1 serves the rest",
+        f"{settings.tolerance:.1%} may be lost: {_listed([*_missed(report), *_left_out(report)])}",
+        hint=_rank_hint(report, variant, settings) or f"{weights_hint(name)}; KINFOLD_VLLM_PARTIAL=1 serves the rest",
     )
 
 
-def _why(report: ExportReport) -> str:
-    """What is left out whole, then what the factors miss."""
-    reasons = _left_out(report)
+def _rank_hint(report: ExportReport, variant: Member, settings: Settings) -> str:
+    """The flag, where a larger one is all that the variant's own factors need."""
+    flag = flag_for(own_rank(variant))
+    if report.left_out or flag is None or flag <= settings.max_rank:
+        return ""
+    return (
+        f"start the server with --max-lora-rank {flag}; where that stands in a config file, set "
+        f"KINFOLD_VLLM_MAX_LORA_RANK={flag} as well"
+    )
+
+
+def _missed(report: ExportReport) -> list[str]:
     worst = max(report.tensors, key=lambda row: row.error, default=None)
-    if worst is not None and worst.error > 0:
-        reasons.append(f"rank {worst.rank} of `{worst.name}` misses {worst.error:.1%} of it")
-    return f": {_listed(reasons)}" if reasons else ""
+    return [f"rank {worst.rank} misses {worst.error:.1%} of `{worst.name}`"] if worst and worst.error > 0 else []
 
 
 def _left_out(report: ExportReport) -> list[str]:
-    rows = sorted(report.left_out, key=lambda row: -1.0 if row.share is None else -row.share)
-    return [f"`{row.name}` ({'new' if row.share is None else f'{row.share:.2%}'}): {row.why}" for row in rows]
+    """Reason by reason: which tensors, and their share of the delta's norm."""
+    reasons: dict[str, list[LeftOut]] = {}
+    for row in report.left_out:
+        reasons.setdefault(row.why, []).append(row)
+    lines = []
+    for why, rows in reasons.items():
+        rows = sorted(rows, key=lambda row: -1.0 if row.share is None else -row.share)
+        more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
+        known = [row.share for row in rows if row.share is not None]
+        share = f"{math.sqrt(sum(known)):.2%} of the norm" if known else "new"
+        lines.append(f"{', '.join(f'`{row.name}`' for row in rows[:2])}{more} ({share}): {why}")
+    return lines
 
 
 def _notes(variant: Member) -> list[str]:

@@ -46,6 +46,12 @@ class AdapterCache:
             os.utime(path)
             return path
 
+    def close(self) -> None:
+        """Let go of all folders; for a process that goes on without its server."""
+        for handle in self._held.values():
+            handle.close()
+        self._held.clear()
+
     def _hold(self, path: Path, make: Callable[[Path], object]) -> IO[bytes]:
         import fcntl
 

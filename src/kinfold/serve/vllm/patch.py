@@ -21,7 +21,7 @@ from kinfold.errors import KinfoldError, ServeError
 from kinfold.family.peft_io import open_variant
 from kinfold.pack.member import Base, Member
 from kinfold.serve.vllm.fit import config_changes, text_changes
-from kinfold.serve.vllm.probe import PROMPT, distance
+from kinfold.serve.vllm.probe import PROMPTS, TOP, Tops, distance
 
 _RESTART = "restart the server: its weights are part the base's and part the variant's"
 
@@ -35,7 +35,7 @@ class Applied:
         why: of the way.
         tensors: of the checkpoint that were given to the model.
         parameters: of the model that took them; fused ones take several. None for a swap, where vLLM does not say.
-        before, after: log-probabilities of a fixed prompt, nats.
+        before, after: log-probabilities of the likeliest tokens after fixed prompts, nats.
         notes: what the variant has of its own and the server does not use.
     """
 
@@ -43,8 +43,8 @@ class Applied:
     why: str
     tensors: int
     parameters: int | None
-    before: tuple[float, ...]
-    after: tuple[float, ...]
+    before: Tops
+    after: Tops
     notes: list[str]
 
 
@@ -88,12 +88,12 @@ def _told(llm: Any, artefact: str | None, base: str, member: str | None) -> Appl
     return Applied(**answers[0], before=before, after=_logprobs(llm))
 
 
-def _logprobs(llm: Any) -> tuple[float, ...]:
+def _logprobs(llm: Any) -> Tops:
     from vllm import SamplingParams  # pyright: ignore
 
-    sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
-    rows = llm.generate([{"prompt_token_ids": list(PROMPT)}], sampling, use_tqdm=False)[0].prompt_logprobs
-    return tuple(float(row[token].logprob) for token, row in zip(PROMPT[1:], rows[1:], strict=True))
+    sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=TOP)
+    found = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in PROMPTS], sampling, use_tqdm=False)
+    return [{str(token): float(one.logprob) for token, one in row.outputs[0].logprobs[0].items()} for row in found]
 
 
 class KinfoldWorker:

@@ -34,11 +34,11 @@ class Stored:
 
     Attributes:
         name: as requests call it: NAME, NAME@VERSION or NAME:TAG, with /MEMBER of a family.
-        ref: of the store.
+        ref: NAME@VERSION.
         member: of a family; None for the other kinds.
         manifest: hash of the version.
         kind: model, pack, family or adapter.
-        base: fingerprint of its base; None where it names none.
+        base: fingerprint of its base; empty where it names none.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Stored:
     member: str | None
     manifest: str
     kind: str
-    base: str | None
+    base: str
 
 
 class StoredVariants:
@@ -99,12 +99,16 @@ class StoredVariants:
         if plain not in store.names():
             return None
         try:
-            info = store.info(ref)
+            entry = store.info(ref).entry
         except StoreError as error:  # no such version or tag, and the message lists what there is
             log.warning("Kinfold: %s", error)
             return None
-        base = info.manifest.base
-        return Stored(name, ref, member or None, info.entry.manifest, info.manifest.kind, base and base.fingerprint)
+        pinned = f"{entry.name}@{entry.version}"  # a version that comes meanwhile is none of this answer's
+        return Stored(name, pinned, member or None, entry.manifest, entry.kind, entry.base_fingerprint)
+
+    def close(self) -> None:
+        """Let go of the adapters: other processes may remove them from the cache."""
+        self._cache.close()
 
     @property
     def store(self) -> Store:
@@ -142,9 +146,9 @@ class StoredVariants:
             WrongBaseError: it belongs to another base.
             KinfoldError: it cannot be read.
         """
-        if stored.base not in (None, base.fingerprint):
+        if stored.base not in ("", base.fingerprint):
             raise WrongBaseError(
-                f"it was made from another base: fingerprint {stored.base[:16]}..., and the base served, "  # type: ignore[index]
+                f"it was made from another base: fingerprint {stored.base[:16]}..., and the base served, "
                 f"`{base.checkpoint.directory}`, is {base.fingerprint[:16]}...",
                 hint="serve its own base; `kinfold store info NAME` names it",
             )
@@ -152,10 +156,12 @@ class StoredVariants:
         if stored.kind == "family":
             members = list(FamilyFile.open(path).manifest.members)
             if stored.member not in members:
-                shown = ", ".join(f"`{stored.ref}/{member}`" for member in members[:20])
-                raise RefusedError(f"`{stored.ref}` is a family; ask for one of {shown}")
+                family = stored.name.partition("/")[0]
+                shown = ", ".join(f"`{family}/{member}`" for member in members[:20])
+                raise RefusedError(f"`{family}` is a family; ask for one of {shown}")
         elif stored.member is not None:
-            raise RefusedError(f"`{stored.ref}` is a {stored.kind} and has no members", hint=f"ask for `{stored.ref}`")
+            whole = stored.name.partition("/")[0]
+            raise RefusedError(f"`{whole}` is no family and has no members", hint=f"ask for `{whole}`")
         variant = open_variant(path, base, stored.member)
         variant.name = stored.name  # the path's own is a hash
         return variant
@@ -209,7 +215,8 @@ class Road:
 def roads(variants: StoredVariants, model: str, scratch: Path) -> list[Road]:
     """How each variant of the base in the store would be served, families by their members.
 
-    Ranks that the variants are kept in are taken as they are, so that the server's flag can be chosen by them.
+    Model directories that name no base are left out. Ranks that the variants are kept in are taken as they are, so that
+    the server's flag can be chosen by them.
 
     Raises:
         StoreError, CheckpointError: the store or the base cannot be read.
@@ -218,9 +225,9 @@ def roads(variants: StoredVariants, model: str, scratch: Path) -> list[Road]:
     found = []
     for name in sorted(variants.store.names()):
         stored = variants.find(name)
-        if stored is None or stored.base not in (None, base.fingerprint):
+        if stored is None or stored.base not in ("", base.fingerprint):
             continue
-        if stored.kind == "model" and stored.base is None:
+        if stored.kind == "model" and not stored.base:
             continue  # a base
         members = [None] if stored.kind != "family" else FamilyFile.open(variants.store.path(name)).manifest.members
         for member in members:
@@ -230,13 +237,19 @@ def roads(variants: StoredVariants, model: str, scratch: Path) -> list[Road]:
 
 
 def _road(variants: StoredVariants, stored: Stored, base: Base, scratch: Path) -> Road:
+    settings = variants.settings
     try:
         variant = variants.open(stored, base)
-        rank = max(variants.settings.max_rank, own_rank(variant))
-        lora = write(variant, stored.name, scratch / "adapter", replace(variants.settings, max_rank=rank))
-    except RefusedError as error:
-        return Road(stored.name, "weights", 0, str(error), error.hint)
-    return Road(stored.name, "lora", lora.rank, "; ".join([lora.sentence, *lora.notes]))
+        own = own_rank(variant)
+        for rank in dict.fromkeys((settings.max_rank, max(settings.max_rank, own))):
+            try:
+                lora = write(variant, stored.name, scratch / "adapter", replace(settings, max_rank=rank))
+                return Road(stored.name, "lora", lora.rank, "; ".join([lora.sentence, *lora.notes]))
+            except RefusedError as error:
+                refused = error
+    except KinfoldError as error:
+        refused = error
+    return Road(stored.name, "weights", 0, str(refused), refused.hint)
 
 
 def _directory(model: str) -> Path:
