@@ -33,7 +33,7 @@ $(VLLM_VENV)/.installed: pyproject.toml tests/integration_vllm/requirements.py
 	$(VLLM_VENV)/bin/python -m pip install -q -e .
 	touch $@
 
-# Some 4 GB to install, two minutes to run; needs Linux. No part of `make test`.
+# Some 4 GB to install, some minutes to run; needs Linux. No part of `make test`.
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python tests/integration_vllm/check.py
 

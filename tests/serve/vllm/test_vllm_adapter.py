@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
+from vllm_shelf import Shelf, drifted
 
 from adapters import WEIGHTS, load, logits
-from conftest import Shelf, drifted  # type: ignore[import-not-found]
 from kinfold.family.peft_io import open_variant
 from kinfold.pack.member import Base, Member
 from kinfold.serve.vllm.adapter import Lora, RefusedError, check_names, flag_for, own_rank, write

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm_shelf import Shelf
 
-from conftest import Shelf  # type: ignore[import-not-found]
 from kinfold.errors import ServeError
 from kinfold.serve.vllm import probe
 from kinfold.serve.vllm.adapter import RefusedError

@@ -32,6 +32,20 @@ def test_what_is_set_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ({"KINFOLD_VLLM_CACHE": "/a", "KINFOLD_CACHE": "/b"}, Path("/a")),
+        ({"KINFOLD_CACHE": "/b"}, Path("/b/vllm")),
+        ({}, Path.home() / ".cache" / "kinfold" / "vllm"),
+    ],
+)
+def test_cache_lies_with_the_others(env: dict[str, str], folder: Path) -> None:
+    settings = Settings.read({"KINFOLD_STORE": "x"} | env, [])
+    assert settings is not None
+    assert settings.cache == folder
+
+
+@pytest.mark.parametrize(
     ("env", "argv", "rank"),
     [
         ({}, [], 16),

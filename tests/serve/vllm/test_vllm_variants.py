@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM
+from vllm_shelf import Shelf, drifted
 
 import kinfold
-from conftest import Shelf, drifted  # type: ignore[import-not-found]
+from kinfold.cli import app
+from kinfold.cli.output import run
 from kinfold.serve.vllm import variants as module
 from kinfold.serve.vllm.adapter import RefusedError
 from kinfold.serve.vllm.settings import Settings
@@ -176,3 +178,28 @@ def test_damage_is_told(tmp_path: Path, shelf: Shelf) -> None:
     variants = StoredVariants(Settings(str(tmp_path / "store"), cache=tmp_path / "adapters"))
     with pytest.raises(RefusedError, match="`red`: "):
         variants.adapter(str(shelf.base), "red")
+
+
+def test_plan_prints_the_command(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["vllm", "plan", str(shelf.store), "--base", str(shelf.base)]
+    assert run(app, [*command, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ranks = [row["rank"] for row in found["variants"] if row["way"] == "lora"]
+    assert len(ranks) == 4
+    assert found["max_lora_rank"] == min(flag for flag in (8, 16, 32) if flag >= max(ranks))
+    assert f"vllm serve {shelf.base} --enable-lora --max-lora-rank {found['max_lora_rank']}" in found["command"]
+    assert found["command"].startswith(f"KINFOLD_STORE={shelf.store} VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
+    assert run(app, command) == 0
+    shown = capsys.readouterr()
+    assert "full rank" in shown.out
+    assert "vllm serve" in shown.err
+
+
+def test_plan_without_any_lora_says_what_to_do(
+    tmp_path: Path, shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store.init(tmp_path / "store").add(shelf.sources / "dense.kin.safetensors", name="dense")
+    assert run(app, ["vllm", "plan", str(tmp_path / "store"), "--base", str(shelf.base)]) == 0
+    assert "kinfold restore" in capsys.readouterr().err
+    assert run(app, ["vllm", "plan", str(tmp_path / "store"), "--base", str(shelf.base), "--partial"]) == 0
+    assert "KINFOLD_VLLM_PARTIAL=1" in capsys.readouterr().err

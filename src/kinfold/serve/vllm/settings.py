@@ -55,11 +55,11 @@ class Settings:
         store = env.get("KINFOLD_STORE", "")
         if not store:
             return None
-        cache = Path(env.get("KINFOLD_VLLM_CACHE") or cls.cache).expanduser()
+        cache = Path(env.get("KINFOLD_VLLM_CACHE") or Path(env.get("KINFOLD_CACHE") or "~/.cache/kinfold") / "vllm")
         return cls(
             store=store,
             base=env.get("KINFOLD_VLLM_BASE", ""),
-            cache=cache,
+            cache=cache.expanduser(),
             cache_bytes=int(_number(env, "KINFOLD_VLLM_CACHE_GB", _CACHE_BYTES / (1 << 30), 1e6) * (1 << 30)),
             max_rank=_max_rank(env, sys.argv if argv is None else argv),
             tolerance=_number(env, "KINFOLD_VLLM_TOLERANCE", TOLERANCE, 1.0),
