@@ -132,6 +132,9 @@ def test_config_that_computes_otherwise_is_refused(tmp_path: Path, shelf: Shelf)
     (tmp_path / "red" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
     with pytest.raises(RefusedError, match=r"config of its own.*rms_norm_eps"):
         write(open_variant(tmp_path / "red", Base.open(shelf.base)), "it", tmp_path / "out", SETTINGS)
+    partial = replace(SETTINGS, partial=True)
+    lora = write(open_variant(tmp_path / "red", Base.open(shelf.base)), "it", tmp_path / "out", partial)
+    assert lora.notes == ["its config has other rms_norm_eps; vLLM computes by the base's"]
 
 
 def test_texts_of_its_own_are_told(tmp_path: Path, shelf: Shelf) -> None:

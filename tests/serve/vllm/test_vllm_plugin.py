@@ -31,7 +31,7 @@ def served(tmp_path: Path, shelf: Shelf, fake_vllm: Any, monkeypatch: pytest.Mon
 
 
 def test_entry_point_is_declared() -> None:
-    text = Path("pyproject.toml").read_text()
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
     assert '[project.entry-points."vllm.general_plugins"]\nkinfold = "kinfold.serve.vllm.plugin:register"' in text
     for point in entry_points(group="vllm.general_plugins", name="kinfold"):
         assert point.load() is register

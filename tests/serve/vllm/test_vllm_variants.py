@@ -170,6 +170,7 @@ def test_roads_take_kept_factors_above_the_default(tmp_path: Path, shelf: Shelf)
 
 
 def test_damage_is_told(tmp_path: Path, shelf: Shelf) -> None:
+    """Also in a plan, which goes on with the others."""
     shutil.copytree(shelf.store, tmp_path / "store")
     for file in (tmp_path / "store" / "objects").rglob("*"):
         if file.is_file() and file.stat().st_size > 4096:
@@ -178,6 +179,8 @@ def test_damage_is_told(tmp_path: Path, shelf: Shelf) -> None:
     variants = StoredVariants(Settings(str(tmp_path / "store"), cache=tmp_path / "adapters"))
     with pytest.raises(RefusedError, match="`red`: "):
         variants.adapter(str(shelf.base), "red")
+    found = {road.name: road.way for road in roads(variants, str(shelf.base), tmp_path)}
+    assert found["red"] == "broken"
 
 
 def test_plan_prints_the_command(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def flag_for(rank: int) -> int | None:
 def weights_hint(name: str) -> str:
     """What to do with a variant that is no LoRA."""
     return (
-        f"serve it as weights: `kinfold store get {name} -o PACK`, `kinfold restore PACK --base BASE -o OUT`, "
+        f"serve it as weights: `kinfold store get STORE {name} -o PACK`, `kinfold restore PACK --base BASE -o OUT`, "
         "`vllm serve OUT`; or swap it into a running LLM with kinfold.serve.vllm.patch"
     )
 
@@ -176,8 +176,9 @@ def _left_out(report: ExportReport) -> list[str]:
 
 
 def _notes(variant: Member) -> list[str]:
-    texts = text_changes(variant)
-    return [f"its own {_listed(texts)} is not used; vLLM has the base's for all"] if texts else []
+    texts, settings = text_changes(variant), config_changes(variant)
+    notes = [f"its own {_listed(texts)} is not used; vLLM has the base's for all"] if texts else []
+    return notes + ([f"its config has other {_listed(settings)}; vLLM computes by the base's"] if settings else [])
 
 
 def _listed(rows: list[str]) -> str:

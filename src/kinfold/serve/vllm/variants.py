@@ -106,10 +106,6 @@ class StoredVariants:
         pinned = f"{entry.name}@{entry.version}"  # a version that comes meanwhile is none of this answer's
         return Stored(name, pinned, member or None, entry.manifest, entry.kind, entry.base_fingerprint)
 
-    def close(self) -> None:
-        """Let go of the adapters: other processes may remove them from the cache."""
-        self._cache.close()
-
     @property
     def store(self) -> Store:
         """Opened when first asked for."""
@@ -150,7 +146,7 @@ class StoredVariants:
             raise WrongBaseError(
                 f"it was made from another base: fingerprint {stored.base[:16]}..., and the base served, "
                 f"`{base.checkpoint.directory}`, is {base.fingerprint[:16]}...",
-                hint="serve its own base; `kinfold store info NAME` names it",
+                hint="serve its own base; `kinfold store info STORE NAME` names it",
             )
         path = self.store.path(stored.ref)
         if stored.kind == "family":
@@ -199,9 +195,9 @@ class Road:
 
     Attributes:
         name: as requests call it.
-        way: `lora` or `weights`.
-        rank: of the adapter; 0 for weights.
-        why: what is left out, or why it is no LoRA.
+        way: `lora`, `weights`, or `broken` where it cannot be read.
+        rank: of the adapter; 0 for the others.
+        why: what is left out, why it is no LoRA, or what is wrong with it.
         hint: what to do with one that is none.
     """
 
@@ -229,26 +225,32 @@ def roads(variants: StoredVariants, model: str, scratch: Path) -> list[Road]:
             continue
         if stored.kind == "model" and not stored.base:
             continue  # a base
-        members = [None] if stored.kind != "family" else FamilyFile.open(variants.store.path(name)).manifest.members
-        for member in members:
-            one = replace(stored, member=member, name=name if member is None else f"{name}/{member}")
-            found.append(_road(variants, one, base, scratch))
+        try:
+            found += [_road(variants, one, base, scratch) for one in _expanded(variants, stored)]
+        except KinfoldError as error:
+            found.append(Road(name, "broken", 0, str(error), error.hint))
     return found
 
 
+def _expanded(variants: StoredVariants, stored: Stored) -> list[Stored]:
+    """A family by its members."""
+    if stored.kind != "family":
+        return [stored]
+    members = FamilyFile.open(variants.store.path(stored.ref)).manifest.members
+    return [replace(stored, member=member, name=f"{stored.name}/{member}") for member in members]
+
+
 def _road(variants: StoredVariants, stored: Stored, base: Base, scratch: Path) -> Road:
-    settings = variants.settings
-    try:
-        variant = variants.open(stored, base)
-        own = own_rank(variant)
-        for rank in dict.fromkeys((settings.max_rank, max(settings.max_rank, own))):
-            try:
-                lora = write(variant, stored.name, scratch / "adapter", replace(settings, max_rank=rank))
-                return Road(stored.name, "lora", lora.rank, "; ".join([lora.sentence, *lora.notes]))
-            except RefusedError as error:
-                refused = error
-    except KinfoldError as error:
-        refused = error
+    settings, variant = variants.settings, variants.open(stored, base)
+    ranks = (settings.max_rank, max(settings.max_rank, own_rank(variant)))
+    refused = None
+    for rank in dict.fromkeys(ranks):
+        try:
+            lora = write(variant, stored.name, scratch / "adapter", replace(settings, max_rank=rank))
+            return Road(stored.name, "lora", lora.rank, "; ".join([lora.sentence, *lora.notes]))
+        except RefusedError as error:
+            refused = error
+    assert refused is not None
     return Road(stored.name, "weights", 0, str(refused), refused.hint)
 
 
