@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kinfold.checkpoint.atomic import disk_errors, sync_directory
 from kinfold.errors import StoreError
-from kinfold.store.backend import BLOCK, Backend
+from kinfold.store.backend import BLOCK, Backend, Listed
 
 _TEMPORARIES = "objects"
 _MARK = ".tmp-"
@@ -69,7 +69,8 @@ class LocalBackend(Backend):
                 if not left:
                     raise StoreError(f"temporary files of `{self.url}` vanish while they are written") from None
             finally:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # mostly because it has its name; else gc removes it
+                    temporary.unlink()
 
     def announce(self, path: str, data: bytes) -> None:
         target = self.root / path
@@ -89,11 +90,11 @@ class LocalBackend(Backend):
         with self._read_errors(path):
             return (self.root / path).stat().st_mtime
 
-    def list(self, folder: str) -> dict[str, str]:
+    def list(self, folder: str) -> dict[str, Listed]:
         found = {}
         for name, status in self._walk(folder):
             if not name.rsplit("/", 1)[-1].startswith("."):
-                found[name] = f"{status.st_size} {status.st_mtime_ns}"
+                found[name] = Listed(status.st_size, f"{status.st_mtime_ns}")
         return found
 
     def temporaries(self) -> list[str]:
