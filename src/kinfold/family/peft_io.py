@@ -121,32 +121,50 @@ def export(
     refuse_existing(out, overwrite)
     if out.resolve() in (Path(base).resolve(), Path(artefact).resolve()):
         raise OutputError(f"`{out}` is what the adapter is made from", hint="choose another -o")
-    variant = _variant(Path(artefact), member, Base.open(base))
+    variant = open_variant(Path(artefact), Base.open(base), member)
+    return export_member(variant, out, base=str(base), rank=rank, engine=engine, partial=partial, overwrite=overwrite)
+
+
+def export_member(
+    variant: Member,
+    out: Path,
+    *,
+    base: str,
+    rank: int | None = None,
+    engine: Engine = "peft",
+    partial: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """`export` of a variant that is open; `base` is what the adapter's config shall name.
+
+    Raises:
+        AdapterError, OutputError: as `export`.
+    """
     bones = _skeleton(variant)
     chosen = plan(variant, bones, engine)
     if chosen.left and not partial:
         _refuse_left(variant, chosen)
     content = gather(variant, bones, chosen, rank, or_whole=engine == "peft")
     if not content.ranks:
-        raise AdapterError(f"`{artefact}` does not differ from `{base}` in anything that can be exported")
+        raise AdapterError(f"`{variant.name}` does not differ from `{base}` in anything that can be exported")
     left = _left_out(chosen, content)
     fit = _vllm_rank(max(content.ranks.values()), engine)
     with atomic_directory(out, overwrite=overwrite) as folder:
         _write_tensors(folder / WEIGHTS, variant, content)
         write_config(
             folder,
-            str(base),
+            base,
             content.ranks,
             saved=chosen.whole,
             bias=bool(chosen.biases),
             transposed=content.transposed,
         )
-        (folder / "KINFOLD.md").write_text(_card(variant, str(base), left), "utf-8")
+        (folder / "KINFOLD.md").write_text(_card(variant, base, left), "utf-8")
         nbytes = (folder / WEIGHTS).stat().st_size
     energy = sum(content.energies.values())
     return ExportReport(
         path=str(out),
-        base=str(base),
+        base=base,
         model=None if bones is None else bones.model,
         engine=engine,
         bytes=nbytes,
@@ -169,7 +187,13 @@ def _check_options(to: str, rank: int | None, engine: str) -> None:
         raise AdapterError(f"rank {rank} is impossible; it is at least 1", hint="--rank 16")
 
 
-def _variant(path: Path, member: str | None, base: Base) -> Member:
+def open_variant(path: Path, base: Base, member: str | None = None) -> Member:
+    """The variant in a pack, family, model directory or adapter folder; `member` is for families alone.
+
+    Raises:
+        FamilyError: no such member, none is named, or one is for something that is no family.
+        PackError, WrongBaseError, AdapterError, CheckpointError: it cannot be read.
+    """
     if path.is_file():
         return PackMember(member or stem(path), path, base, packed(path, member))
     if member is not None:

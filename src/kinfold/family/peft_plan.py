@@ -11,7 +11,7 @@ from kinfold.pack.member import Member
 from kinfold.pack.skeleton import Kind, Skeleton
 
 Engine = Literal["peft", "vllm"]
-_NOISY = ("fold", "dare")  # codecs that add unbiased noise
+NOISY = ("fold", "dare")  # codecs that add unbiased noise
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 takes as max_lora_rank
 _VLLM_WHOLE = ("classifier", "score")  # the only modules_to_save that vLLM takes
 _VLLM_EMBEDDINGS = ("LlamaForCausalLM", "Qwen3ForCausalLM")  # classes there that declare `embedding_modules`
@@ -68,7 +68,7 @@ def plan(member: Member, bones: Skeleton | None, engine: Engine) -> Plan:
     found = Plan()
     if bones is None:
         found.notes.append("the model's class could not be built: 2-D weights are taken for Linear layers")
-    if member.codec in _NOISY:
+    if member.codec in NOISY:
         found.notes.append(
             f"a `{member.codec}` pack decodes to the delta and unbiased noise, and factors take noise for content: "
             "export from the variant, or from a `truncsvd` or `exact` pack"
