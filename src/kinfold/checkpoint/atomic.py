@@ -33,7 +33,8 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputError(f"the folder `{path.parent}` does not exist", hint=f"mkdir -p {path.parent}")
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed in a directory outlast a power cut."""
     if os.name == "posix":  # a rename is durable only once its directory is
         handle = os.open(directory, os.O_RDONLY)
         try:
@@ -53,7 +54,7 @@ def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,19 +64,26 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; rename it on success, remove it on failure."""
     refuse_existing(path, overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         with disk_errors(path):
             temporary.mkdir()
             yield temporary
-            if path.exists():
-                os.replace(path, retired)
-            os.replace(temporary, path)
-            _sync_directory(path.parent)
+            put_in_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file or directory that is complete to `path`, and remove what was there."""
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
     finally:
         if retired.exists() and not path.exists():  # what was there comes back
             os.replace(retired, path)
-        shutil.rmtree(temporary, ignore_errors=True)
         _remove(retired)
 
 

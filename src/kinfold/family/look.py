@@ -97,7 +97,7 @@ class FamilyReport:
     ) -> FamilyReport:
         """Of a dry run."""
         manifest, shared, parts, size = built
-        rows = [_member(part.name, part.manifest, part.bytes) for part in parts]
+        rows = [member_row(part.name, part.manifest, part.bytes) for part in parts]
         return _report(str(out), manifest, rows, sum(map(len, shared.values())), size, kept_bytes, others, energy)
 
 
@@ -110,7 +110,7 @@ def report(
 ) -> FamilyReport:
     """Of a written family; every member's manifest is read."""
     manifests = {name: family.member_manifest(name) for name in family.manifest.members}
-    rows = [_member(name, manifest, family.own_bytes(name)) for name, manifest in manifests.items()]
+    rows = [member_row(name, manifest, family.own_bytes(name)) for name, manifest in manifests.items()]
     shared = sum(layer.bytes for layer in family.manifest.shared)
     kept = kept_bytes or sum(manifest.reference_bytes for manifest in manifests.values())
     return _report(str(family.path), family.manifest, rows, shared, family.file_bytes, kept, others or {}, energy)
@@ -144,7 +144,8 @@ def _report(
     )
 
 
-def _member(name: str, manifest: Manifest, own_bytes: int) -> MemberRow:
+def member_row(name: str, manifest: Manifest, own_bytes: int) -> MemberRow:
+    """Codecs and errors of one member, or of a pack."""
     units = [unit for unit in manifest.units if unit.norm]
     energy = sum(unit.norm**2 for unit in units)
     missed = sum((unit.norm * unit.error) ** 2 for unit in units)

@@ -1,1 +1,5 @@
-"""Content-addressed objects over fsspec: bases, packs and families, with names, tags and lineage."""
+"""A content-addressed place for models, packs, families and adapters: a folder or any fsspec URL."""
+
+from kinfold.store.store import Store
+
+__all__ = ["Store"]

@@ -1,0 +1,188 @@
+"""Names, their versions and tags: small numbered files, each written only where none is."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kinfold.errors import StoreError
+from kinfold.store.backend import Backend
+from kinfold.store.names import nearest, parse
+from kinfold.store.threads import side_by_side
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_DAMAGED = "kinfold store verify, then restore it from a copy"
+_NUMBERED = re.compile(r"(?P<folder>.+)/(?P<number>[0-9]{8})\.json")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a name; `manifest` is None where the name was removed."""
+
+    name: str
+    number: int
+    manifest: str | None
+    created: str
+    note: str
+
+
+def now() -> str:
+    """The time for people to read; nothing is ever decided by it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def version_path(name: str, number: int) -> str:
+    return f"refs/{name}/{number:08}.json"
+
+
+class Refs:
+    """The versions and tags of a store. What was read of a version is kept: it never changes."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._marks: dict[str, str] = {}  # of the last listing, by path
+        self._known: dict[str, tuple[str, Version]] = {}  # mark and content, by path
+
+    def numbers(self, name: str | None = None) -> dict[str, list[int]]:
+        """Version numbers of every name (or of one), in order."""
+        found: dict[str, list[int]] = {}
+        listed = self.backend.list(f"refs/{name}" if name else "refs")
+        self._marks.update(listed)
+        for path in listed:
+            match = _NUMBERED.fullmatch(path)
+            if match and match["folder"].count("/") == 1:
+                found.setdefault(match["folder"].removeprefix("refs/"), []).append(int(match["number"]))
+        return {key: sorted(found[key]) for key in sorted(found)}
+
+    def current(self) -> dict[str, Version]:
+        """The newest version of every name, removed ones too."""
+        numbers = self.numbers()
+        wanted = [(name, numbers[name][-1]) for name in numbers]
+        read = side_by_side(lambda one: self.read(*one), wanted, lambda _: 0)
+        found = {version.name: version for version in read}
+        return {name: found[name] for name in numbers}
+
+    def newest(self, name: str) -> Version | None:
+        """The newest version of one name, which may be removed; None where there never was one."""
+        numbers = self.numbers(name).get(name)
+        return self.read(name, numbers[-1]) if numbers else None
+
+    def history(self, name: str) -> list[Version]:
+        """All versions of a name that are still written down, newest first."""
+        numbers = self.numbers(name).get(name, [])
+        found = {v.number: v for v in side_by_side(lambda n: self.read(name, n), numbers, lambda _: 0)}
+        return [found[number] for number in reversed(numbers)]
+
+    def live(self, name: str) -> list[Version]:
+        """The versions that can be had, newest first: those since the name was last removed."""
+        found = []
+        for version in self.history(name):
+            if version.manifest is None:
+                break
+            found.append(version)
+        return found
+
+    def read(self, name: str, number: int) -> Version:
+        """One version.
+
+        Raises:
+            StoreError: it is damaged, or was pruned.
+        """
+        path = version_path(name, number)
+        mark = self._marks.get(path, "")
+        known = self._known.get(path)
+        if known and mark and known[0] == mark:
+            return known[1]
+        try:
+            content = _content(self.backend, path, {"manifest": (str, type(None)), "created": str, "note": str})
+        except FileNotFoundError:
+            raise StoreError(
+                f"`{name}@{number}` is not in `{self.backend.url}`", hint="kinfold store log " + name
+            ) from None
+        manifest = content["manifest"]
+        if manifest is not None and not _HASH.fullmatch(manifest):
+            raise StoreError(f"`{path}` of `{self.backend.url}` is damaged: it names no manifest", hint=_DAMAGED)
+        version = Version(name, number, manifest, content["created"], content["note"])
+        self._known[path] = (mark, version)
+        return version
+
+    def create(self, name: str, number: int, manifest: str | None, note: str = "") -> bool:
+        """Write version `number`; False where another writer was first."""
+        return _create(self.backend, version_path(name, number), manifest=manifest, created=now(), note=note)
+
+    def tags(self, name: str) -> dict[str, int]:
+        """Version of every tag of a name."""
+        return self.all_tags(name).get(name, {})
+
+    def all_tags(self, name: str | None = None) -> dict[str, dict[str, int]]:
+        """Version of every tag, by name."""
+        newest: dict[str, int] = {}
+        for path in self.backend.list(f"tags/{name}" if name else "tags"):
+            match = _NUMBERED.fullmatch(path)
+            if match and match["folder"].count("/") == 2:
+                newest[match["folder"]] = max(newest.get(match["folder"], 0), int(match["number"]))
+        found: dict[str, dict[str, int]] = {}
+        for folder, number in sorted(newest.items()):
+            _, owner, tag = folder.split("/")
+            found.setdefault(owner, {})[tag] = _content(self.backend, f"{folder}/{number:08}.json", {"version": int})[
+                "version"
+            ]
+        return found
+
+    def set_tag(self, name: str, tag: str, version: int) -> None:
+        """Point a tag at a version; the last writer wins."""
+        while True:
+            folder = f"tags/{name}/{tag}"
+            taken = [int(match["number"]) for path in self.backend.list(folder) if (match := _NUMBERED.fullmatch(path))]
+            if _create(self.backend, f"{folder}/{max(taken, default=0) + 1:08}.json", version=version):
+                return
+
+    def resolve(self, ref: str) -> Version:
+        """The version that `NAME`, `NAME@VERSION` or `NAME:TAG` names.
+
+        Raises:
+            StoreError: none; what is near is listed.
+        """
+        wanted = parse(ref)
+        name, number = wanted.name, wanted.version
+        newest = self.newest(name)
+        hint = f"kinfold store log {name}"
+        if newest is None:
+            near = nearest(name, self.numbers())
+            raise StoreError(f"`{self.backend.url}` has no `{name}`{near}", hint=f"kinfold store ls {self.backend.url}")
+        if newest.manifest is None:
+            raise StoreError(f"`{name}` was removed from `{self.backend.url}`", hint=hint)
+        if wanted.tag is not None:
+            tags = self.tags(name)
+            if wanted.tag not in tags:
+                have = f"; it has {', '.join(sorted(tags))}" if tags else ""
+                raise StoreError(f"`{name}` has no tag `{wanted.tag}`{have}", hint=hint)
+            number = tags[wanted.tag]
+        if number is None or number == newest.number:
+            return newest
+        live = self.live(name)
+        found = next((version for version in live if version.number == number), None)
+        if found is None:
+            have = ", ".join(str(version.number) for version in live[:10])
+            raise StoreError(f"`{ref}` is not there; versions of `{name}` are {have}", hint=hint)
+        return found
+
+
+def _content(backend: Backend, path: str, fields: Mapping[str, object]) -> dict:
+    """The JSON object of a ref or tag, its fields of the given types."""
+    try:
+        content = json.loads(backend.read(path))
+        if not isinstance(content, dict) or any(not isinstance(content.get(k), t) for k, t in fields.items()):  # type: ignore[arg-type]
+            raise ValueError("it lacks " + ", ".join(fields))
+    except (ValueError, RecursionError) as cause:
+        raise StoreError(f"`{path}` of `{backend.url}` is damaged: {cause}", hint=_DAMAGED) from cause
+    return content
+
+
+def _create(backend: Backend, path: str, **content: object) -> bool:
+    # unlike any other writer's, so that one who was cut off can tell whether it was his
+    return backend.create(path, json.dumps({**content, "writer": uuid.uuid4().hex}, ensure_ascii=False).encode())
