@@ -127,7 +127,9 @@ def test_processes_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
     source = str(Path(sys.modules["kinfold"].__file__ or "").parents[1])
     environment = os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": source}
     caller = subprocess.Popen([sys.executable, tmp_path / "script.py"], env=environment)
-    pids = _eventually(lambda: [int(p.read_text() or 0) for p in scratch.glob("*/*.pid")], lambda found: len(found) == 2)
+    pids = _eventually(
+        lambda: [int(p.read_text() or 0) for p in scratch.glob("*/*.pid")], lambda found: len(found) == 2
+    )
     assert all(_alive(pid) for pid in pids)
     caller.kill()
     caller.wait()
@@ -206,7 +208,9 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 
 def test_ray_runs_every_job(fake_ray: FakeRay) -> None:
-    found = {task.name: outcome for task, outcome in run_on_ray(work, [Task("a"), Task("x", "kill"), Task("b")], "local")}
+    found = {
+        task.name: outcome for task, outcome in run_on_ray(work, [Task("a"), Task("x", "kill"), Task("b")], "local")
+    }
     assert found["a"] == ("a", os.getpid())
     assert found["b"] == ("b", os.getpid())
     assert "on Ray: The worker died unexpectedly" in found["x"]

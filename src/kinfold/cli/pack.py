@@ -99,9 +99,7 @@ def pack(
         "seed": seed,
     }
     if all is not None:
-        return _pack_all(
-            all, store, format, base=base, workers=workers, ray=ray, retries=retries or 0, **settings
-        )
+        return _pack_all(all, store, format, base=base, workers=workers, ray=ray, retries=retries or 0, **settings)
     assert base is not None
     assert variant is not None
     settings |= {"overwrite": overwrite}

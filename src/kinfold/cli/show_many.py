@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinfold.cli import show, show_store
-from kinfold.cli.output import out, say_error, say_hint, table
+from kinfold.cli.output import out, say_error, table
 from kinfold.report.progress import size
 
 
@@ -25,20 +25,13 @@ def told(variant: Any) -> None:
 def _became(variant: Any) -> str:
     match variant.status:
         case "packed":
-            return f"packed, {shared(variant)}"
+            return f"packed, {show_store.shared(variant)}"
         case "present":
             return f"there already, version {variant.version}"
         case "base":
             return "the base itself, left out"
         case _:
             return "failed"
-
-
-def shared(added: Any) -> str:
-    """Bytes of what was added, and how many of them are new."""
-    if added.new_bytes >= added.bytes:
-        return f"{size(added.bytes)}, all of it new"
-    return f"{size(added.bytes)}, {size(added.new_bytes)} of it new"
 
 
 def packed_all(report: Any) -> None:
@@ -67,4 +60,4 @@ def failures(report: Any) -> None:
     for row in report.of("failed"):
         say_error(f"{row.name}: {row.error}", row.hint)
     if not report.of("failed"):
-        say_hint(f"kinfold store ls --store {report.store}")
+        show_store.hint("store ls", report.store)

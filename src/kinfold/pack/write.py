@@ -171,9 +171,7 @@ def recipe(
     return _recipe(*_checked(codec, options, budget, calibration), calibration, seed)
 
 
-def _recipe(
-    lossy: Codec | None, target: Budget | None, calibration: Calibration | None, seed: int
-) -> dict[str, Any]:
+def _recipe(lossy: Codec | None, target: Budget | None, calibration: Calibration | None, seed: int) -> dict[str, Any]:
     return {
         "codec": lossy.name if lossy else "exact",
         "options": lossy.config.model_dump(exclude_defaults=True) if lossy else {},

@@ -59,15 +59,15 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 
 def _telling(tell: Tell, label: str, total: int) -> Advance:
-    done, last = 0, time.monotonic()
+    passed, last = 0, time.monotonic()
     tell(label, 0, total)
 
-    def advance(more: int, coded: int = 0) -> None:
-        nonlocal done, last
-        done += more
+    def advance(done: int, coded: int = 0) -> None:
+        nonlocal passed, last
+        passed += done
         if time.monotonic() - last > _PAUSE:
             last = time.monotonic()
-            tell(label, done, total)
+            tell(label, passed, total)
 
     return advance
 

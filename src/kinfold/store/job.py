@@ -15,7 +15,8 @@ from kinfold.errors import KinfoldError
 from kinfold.pack import PackReport, pack
 from kinfold.pack.format import short_hash
 from kinfold.report.progress import progress
-from kinfold.store.store import Added, Store
+from kinfold.store.add import Added
+from kinfold.store.store import Store
 
 Status = Literal["packed", "present", "base", "failed"]
 
@@ -52,7 +53,7 @@ class There:
 
     version: int
     bytes: int
-    made_of: tuple[str | None, str | None, Any]
+    made_of: tuple[str, str, Any]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from kinfold.pack import PackReport
 from kinfold.pack.member import Base
 from kinfold.pack.write import recipe
 from kinfold.report.board import board
+from kinfold.store.add import Added
 from kinfold.store.job import Job, Packed, Status, There, failure, pack_and_add, run_job
+from kinfold.store.look import Entry
 from kinfold.store.names import check_name, parse
-from kinfold.store.store import Added, Store
+from kinfold.store.store import Store
 from kinfold.store.workers import run_here, run_on_ray
 
 
@@ -108,14 +110,14 @@ def pack_all(
         if told is not None:
             told(found)
 
-    known = store.names()
+    known = {entry.name: entry for entry in store.ls()}
     for directory in directories:
         name = directory.name
         if directory.resolve() == here.resolve():
             finished(Packed(name, "base"))
             continue
         try:
-            there = _there(store, name) if check_name(name) in known else None
+            there = _there(store, known[name]) if check_name(name) in known else None
         except KinfoldError as error:
             finished(failure(name, str(error), f"kinfold pack BASE {directory} --store {store.url} --name NAME"))
             continue
@@ -214,13 +216,11 @@ def _scan(folder: Path) -> tuple[list[Path], list[str]]:
     return models, [path.name for path in folders if path not in models]
 
 
-def _there(store: Store, name: str) -> There | None:
-    info = store.info(name)
-    if info.manifest.kind != "pack":
+def _there(store: Store, entry: Entry) -> There | None:
+    if entry.kind != "pack":
         return None
-    manifest = info.manifest
-    made_of = manifest.fingerprint, manifest.base and manifest.base.fingerprint, manifest.report.get("recipe")
-    return There(info.version, manifest.bytes, made_of)
+    made_of = entry.fingerprint, entry.base_fingerprint, store.manifest(entry.name).report.get("recipe")
+    return There(entry.version, entry.bytes, made_of)
 
 
 def _run(jobs: list[Job], workers: int, ray: str | None, retries: int) -> Iterator[Packed]:
