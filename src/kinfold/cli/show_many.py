@@ -19,13 +19,13 @@ def packed_into(report: Any, base: Path, output: Path | None, store: str) -> Non
 
 def told(variant: Any) -> None:
     """A `Packed`, on one line of stderr, while others still run."""
-    print(f"{variant.name}: {_became(variant)}, {variant.seconds:.1f} s", file=sys.stderr)  # above a live display
+    print(f"{variant.name}: {_became(variant)}", file=sys.stderr)  # not by rich: it would write into a live display
 
 
 def _became(variant: Any) -> str:
     match variant.status:
         case "packed":
-            return f"packed, {show_store.shared(variant)}"
+            return f"packed, {show_store.shared(variant)}, {variant.seconds:.1f} s"
         case "present":
             return f"there already, version {variant.version}"
         case "base":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def info(found: Any, store: str) -> None:
         ("fingerprint", entry.fingerprint),
         ("parent", found.parent),
         ("variants", ", ".join(found.children)),
-        *((key, _words(value)) for key, value in found.report.items() if _is_short(value)),
+        *((key, words) for key, words in _told(found.report).items() if key not in ("files", "codec")),
         ("note", entry.note),
         ("made by", f"{found.created_by}, {_when(entry)} UTC"),
         ("manifest", entry.manifest),
@@ -120,17 +120,23 @@ def info(found: Any, store: str) -> None:
     hint(f"store get {entry.name}@{entry.version} -o {_output(entry)}", store)
 
 
-def _is_short(value: Any) -> bool:
-    return not isinstance(value, (list, dict)) or (isinstance(value, dict) and len(value) < 9)
+def _told(report: Mapping[str, Any]) -> dict[str, str]:
+    """A manifest's report in words; what is long is left to the JSON."""
+    flat = {key: value for key, value in report.items() if key != "recipe"} | report.get("recipe", {})
+    return {key: _words(value) for key, value in flat.items() if _words(value)}
 
 
 def _words(value: Any) -> str:
     match value:
-        case dict():
-            return ", ".join(f"{key} {_words(one)}" for key, one in value.items() if _words(one))
+        case bool():
+            return "yes" if value else "no"
         case float():
             return f"{value:.3g}"
-        case None:
+        case dict() if len(value) < 9:
+            return ", ".join(f"{key} {one}" for key, one in value.items())
+        case str() if len(value) in (32, 64) and set(value) <= set("0123456789abcdef"):
+            return f"{value[:_HASH]}..."
+        case None | list() | dict():
             return ""
         case _:
             return str(value)
@@ -154,10 +160,12 @@ def difference(found: Any) -> None:
         out.print()
         rows = [[f.path, f.status, size(f.a_bytes), size(f.b_bytes), size(f.shared_bytes)] for f in found.files]
         table(["file", "", found.a, found.b, "shared"], rows, left=2)
-    told = {key: both for key, both in found.facts.items() if all(map(_is_short, both))}
-    if told:
+    both = [_told({key: pair[side] for key, pair in found.facts.items() if pair[side] is not None}) for side in (0, 1)]
+    rows = [[key, *(told.get(key, "") for told in both)] for key in dict.fromkeys([*both[0], *both[1]])]
+    rows = [row for row in rows if row[1] != row[2]]
+    if rows:
         out.print()
-        table(["fact", found.a, found.b], [[key, *map(_words, both)] for key, both in told.items()], left=3)
+        table(["fact", found.a, found.b], rows, left=3)
 
 
 def written(entry: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -96,8 +97,8 @@ def run_job(job: Job, scratch: Path) -> Packed:
     except KinfoldError as error:
         found = failure(job.name, str(error), error.hint)
     except Exception as error:  # a fault with one variant, full memory for example, stops no other
-        command = f"kinfold pack {job.base} {job.directory} --store {job.url} --name {job.name}"
-        found = failure(job.name, f"{type(error).__name__}: {error}", f"{command} shows where it happens")
+        alone = ["kinfold", "pack", str(job.base), str(job.directory), "--store", job.url]
+        found = failure(job.name, f"{type(error).__name__}: {error}", f"{shlex.join(alone)} shows where it happens")
     return replace(found, seconds=time.monotonic() - start)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,7 @@ def pack_all(
         try:
             there = _there(store, known[name]) if check_name(name) in known else None
         except KinfoldError as error:
-            finished(failure(name, str(error), f"kinfold pack BASE {directory} --store {store.url} --name NAME"))
+            finished(failure(name, str(error), _under_another_name(base, directory, store)))
             continue
         todo.append(Job(name, directory, base if ray else here, same, store.url, store.cache, settings, made_by, there))
     cores = workers or max(1, (os.cpu_count() or 1) // 2)
@@ -214,6 +215,11 @@ def _scan(folder: Path) -> tuple[list[Path], list[str]]:
             hint=f"kinfold pack BASE {folder} --store URL packs this one" if alone else f"ls {folder}",
         )
     return models, [path.name for path in folders if path not in models]
+
+
+def _under_another_name(base: Path | str, directory: Path, store: Store) -> str:
+    command = ["kinfold", "pack", str(base), str(directory), "--store", store.url, "--name", "NAME"]
+    return f"{shlex.join(command)}, or rename the folder"
 
 
 def _there(store: Store, entry: Entry) -> There | None:
