@@ -19,6 +19,7 @@ from kinfold.pack.write import recipe
 from kinfold.report.board import board
 from kinfold.store.add import Added
 from kinfold.store.job import Job, Packed, Status, There, failure, pack_and_add, run_job
+from kinfold.store.lease import writing
 from kinfold.store.look import Entry
 from kinfold.store.names import check_name, parse
 from kinfold.store.store import Store
@@ -91,6 +92,7 @@ def pack_all(
 
     Raises:
         StoreError: no store, no such base in it, or no model directory in the folder.
+        OutputError: the store cannot be written.
         CheckpointError: the base or the folder cannot be read.
         BudgetError, CodecError: the settings contradict each other.
         MissingExtraError: `ray` is given and not installed.
@@ -123,6 +125,8 @@ def pack_all(
             finished(failure(name, str(error), _under_another_name(base, directory, store)))
             continue
         todo.append(Job(name, directory, base if ray else here, same, store.url, store.cache, settings, made_by, there))
+    if todo:
+        _require_writable(store)
     cores = workers or max(1, (os.cpu_count() or 1) // 2)
     for found in _run(todo, cores, ray, retries):
         finished(found)
@@ -156,6 +160,7 @@ def pack_into(
     store = store if isinstance(store, Store) else Store.open(str(store))
     name = check_name(name or Path(variant).resolve().name)
     here = _local(store, base_of(store, base))
+    _require_writable(store)
     if out is not None:
         return PackedInto(*pack_and_add(here, Path(variant), Path(out), store, name, keep=True, **settings))
     with tempfile.TemporaryDirectory(prefix="kinfold-", ignore_cleanup_errors=True) as scratch:
@@ -185,6 +190,16 @@ def base_of(store: Store, base: str | Path | None) -> Path | str:
             hint=f"kinfold store ls --store {store.url}",
         )
     return name
+
+
+def _require_writable(store: Store) -> None:
+    """Refuse a store that cannot be written before the work is done, not after.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with writing(store._place.backend, "pack"):
+        pass
 
 
 def _local(store: Store, base: Path | str) -> Path:
