@@ -15,7 +15,7 @@ from kinfold.report.progress import progress
 from kinfold.store import index, inputs
 from kinfold.store.inputs import Given
 from kinfold.store.lease import Lease, writing
-from kinfold.store.manifest import BaseModelOf, File, Manifest, hash_of
+from kinfold.store.manifest import BaseModelOf, File, Manifest, hash_of, problem
 from kinfold.store.names import check_name, parse
 from kinfold.store.objects import manifest_path, put_missing
 from kinfold.store.place import Place
@@ -86,7 +86,7 @@ def add(
             return None
         return proposed
 
-    _require_spelling(place, name)
+    require_spelling(place, name)
     objects = {segment.hash: segment.size for file in files for segment in file.segments}
     written: set[str] = set()
     with writing(place.backend, f"add {name}") as lease, progress(f"add {name}", sum(objects.values())) as advance:
@@ -115,6 +115,7 @@ def commit(
     *,
     note: str = "",
     expect: int | None = None,
+    again: Manifest | None = None,
 ) -> tuple[Version, bool]:
     """Make what `propose` gives the current version of a name.
 
@@ -126,6 +127,7 @@ def commit(
         propose: the manifest, given the newest version; None where that one will do.
         note: of the version.
         expect: the number that must be current; 0 for a name that is not there.
+        again: a manifest to write also where nothing is proposed, in case it is damaged.
 
     Returns:
         The current version, and whether it was written.
@@ -140,26 +142,28 @@ def commit(
         proposed = propose(newest)
         if proposed is None:
             assert newest is not None
-            while lease.renewed():
-                put()
+            _put(place, lease, put, again)
             return newest, False
-        while lease.renewed():
-            put()
-        data = proposed.to_bytes()
-        _put_manifest(place, data)
+        _put(place, lease, put, proposed)
+        hash = hash_of(proposed.to_bytes())
         number = newest.number + 1 if newest else 1
-        if place.refs.create(name, number, hash_of(data), note):
+        if place.refs.create(name, number, hash, note):
             break
     while lease.renewed():  # a gc may have come between the objects and the reference to them
         put()
-        _put_manifest(place, data)
+        _put(place, lease, put, proposed)
     return place.refs.read(name, number), True
 
 
-def _put_manifest(place: Place, data: bytes) -> None:
-    path = manifest_path(hash_of(data))
-    place.backend.put(path, lambda: [data])
-    place.backend.sync([path])
+def _put(place: Place, lease: Lease, put: Callable[[], None], manifest: Manifest | None) -> None:
+    """Write a manifest; and the objects again, as often as a gc has come between."""
+    while lease.renewed():
+        put()
+    if manifest is not None:
+        data = manifest.to_bytes()
+        path = manifest_path(hash_of(data))
+        place.backend.put(path, lambda: [data])
+        place.backend.sync([path])
 
 
 def _require_current(name: str, newest: Version | None, expect: int | None) -> None:
@@ -197,9 +201,7 @@ def _files(given: Given) -> list[File]:
             for path, one in sorted(given.scans.items())
         ]
     except (ValidationError, UnicodeError) as cause:
-        raise StoreError(
-            f"a file cannot be kept under its name: {str(cause).splitlines()[-2].strip()}", hint="rename it"
-        ) from cause
+        raise StoreError(f"a file cannot be kept under its name: {problem(cause)}", hint="rename it") from cause
 
 
 def _base(place: Place, given: Given, base: str | None) -> BaseModelOf | None:
@@ -219,7 +221,7 @@ def _base(place: Place, given: Given, base: str | None) -> BaseModelOf | None:
     return BaseModelOf(fingerprint=manifest.fingerprint, name=parse(base).name)
 
 
-def _require_spelling(place: Place, name: str) -> None:
+def require_spelling(place: Place, name: str) -> None:
     """Refuse a name that only case tells from another: not every disk can keep both."""
     for other in place.refs.numbers():
         if other != name and other.lower() == name.lower():

@@ -5,8 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 BLOCK = 8 << 20  # bytes read or written at once
+
+
+class Listed(NamedTuple):
+    """A file in a listing: its bytes, and a word that changes when the file does."""
+
+    size: int
+    mark: str
 
 
 class Backend(ABC):
@@ -54,8 +62,8 @@ class Backend(ABC):
         """When a file was written, in seconds of the backend's own clock; None where it keeps no such time."""
 
     @abstractmethod
-    def list(self, folder: str) -> dict[str, str]:
-        """Paths of all files in a folder and below, with a word that changes when the file does; no temporaries."""
+    def list(self, folder: str) -> dict[str, Listed]:
+        """All files in a folder and below, by path; no temporaries."""
 
     @abstractmethod
     def remove(self, path: str) -> None:

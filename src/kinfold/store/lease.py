@@ -61,6 +61,18 @@ class Presence:
         self._beaten = begun
         return not self._lost
 
+    def require(self) -> None:
+        """Refuse to go on where others may have taken us for dead; asks no more than this machine's clock.
+
+        Raises:
+            StoreError: they may.
+        """
+        if self._lost or _clock() - self._beaten > LEASE_SECONDS / 2:
+            raise StoreError(
+                f"{self.what} at `{self.backend.url}` was stopped for so long that others take it for dead",
+                hint="run the same command again",
+            )
+
     def end(self) -> None:
         self._end.set()
         self._thread.join()

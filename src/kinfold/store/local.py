@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kinfold.checkpoint.atomic import disk_errors, sync_directory
 from kinfold.errors import StoreError
-from kinfold.store.backend import BLOCK, Backend
+from kinfold.store.backend import BLOCK, Backend, Listed
 
 _TEMPORARIES = "objects"
 _MARK = ".tmp-"
@@ -89,11 +89,11 @@ class LocalBackend(Backend):
         with self._read_errors(path):
             return (self.root / path).stat().st_mtime
 
-    def list(self, folder: str) -> dict[str, str]:
+    def list(self, folder: str) -> dict[str, Listed]:
         found = {}
         for name, status in self._walk(folder):
             if not name.rsplit("/", 1)[-1].startswith("."):
-                found[name] = f"{status.st_size} {status.st_mtime_ns}"
+                found[name] = Listed(status.st_size, f"{status.st_mtime_ns}")
         return found
 
     def temporaries(self) -> list[str]:

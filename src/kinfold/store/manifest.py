@@ -146,9 +146,19 @@ def parse_manifest(data: bytes, hash: str) -> Manifest:
                 f"{FORMAT}",
                 hint="pip install -U kinfold",
             )
-        return Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(data)
+        if manifest.to_bytes() != data:
+            raise ValueError("it is not in canonical form")
+        return manifest
     except (ValidationError, ValueError, RecursionError) as cause:
-        problem = str(cause).splitlines()[0]
         raise StoreError(
-            f"the manifest {hash[:16]}... is no manifest: {problem}", hint="kinfold store verify"
+            f"the manifest {hash[:16]}... is no manifest: {problem(cause)}", hint="kinfold store verify"
         ) from cause
+
+
+def problem(cause: Exception) -> str:
+    """The first thing that is wrong, on one line."""
+    if not isinstance(cause, ValidationError):
+        return str(cause)
+    first = cause.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -51,7 +51,7 @@ class Refs:
         """Version numbers of every name (or of one), in order."""
         found: dict[str, list[int]] = {}
         listed = self.backend.list(f"refs/{name}" if name else "refs")
-        self._marks.update(listed)
+        self._marks.update({path: one.mark for path, one in listed.items()})
         for path in listed:
             match = _NUMBERED.fullmatch(path)
             if match and match["folder"].count("/") == 1:

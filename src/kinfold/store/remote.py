@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from kinfold.errors import KinfoldError, MissingExtraError, StoreError
-from kinfold.store.backend import BLOCK, Backend
+from kinfold.store.backend import BLOCK, Backend, Listed
 
 T = TypeVar("T")
 
@@ -100,14 +100,13 @@ class RemoteBackend(Backend):
             return None
         return when.timestamp() if isinstance(when, datetime) else None
 
-    def list(self, folder: str) -> dict[str, str]:
+    def list(self, folder: str) -> dict[str, Listed]:
         try:
             found = self._try(self._fs.find, self._at(folder), detail=True, fresh=True)
         except FileNotFoundError:
             return {}
         cut = len(self._root) + 1
-        marks = ("ETag", "etag", "LastModified", "mtime", "created", "size")
-        return {name[cut:]: " ".join(str(info[key]) for key in marks if key in info) for name, info in found.items()}
+        return {name[cut:]: Listed(int(info["size"] or 0), _mark(info)) for name, info in found.items()}
 
     def remove(self, path: str) -> None:
         try:
@@ -149,6 +148,11 @@ class RemoteBackend(Backend):
         return StoreError(
             f"`{self.url}` cannot be used: {what}", hint="run the same command again; it goes on from here"
         )
+
+
+def _mark(info: dict[str, Any]) -> str:
+    keys = ("ETag", "etag", "LastModified", "mtime", "created", "size")
+    return " ".join(str(info[key]) for key in keys if key in info)
 
 
 def _transient(error: Exception) -> bool:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kinfold.errors import StoreError
 from kinfold.store import add as adding
+from kinfold.store import gc as collecting
 from kinfold.store import look, materialise
+from kinfold.store import verify as verifying
 from kinfold.store.add import Added
+from kinfold.store.copy import Copied, copy
+from kinfold.store.gc import Collected
 from kinfold.store.lease import writing
 from kinfold.store.look import Entry, Info, StoreDiff
 from kinfold.store.manifest import Manifest
 from kinfold.store.names import check_name
 from kinfold.store.place import Place, find, make
+from kinfold.store.verify import StoreReport
 
 
 class Store:
@@ -163,12 +169,54 @@ class Store:
         Raises:
             StoreError: it is not there.
         """
+        if set(name) & set("@:"):
+            raise StoreError(f"{name!r} is no name; all versions of a name go together", hint="give the name alone")
         refs = self._place.refs
-        while True:
-            if "@" in name or ":" in name:
-                raise StoreError(
-                    f"`{name}` is one version; a name is removed with all of them", hint="give the name alone"
-                )
-            newest = refs.resolve(name)
-            if refs.create(name, newest.number + 1, None):
-                return
+        while not refs.create(name, refs.resolve(name).number + 1, None):  # else somebody has added one meanwhile
+            continue
+
+    def gc(self, *, dry_run: bool = False, prune_history: bool = False, wait: float = 60.0) -> Collected:
+        """Remove what no version needs; writers and readers go on beside it.
+
+        Args:
+            dry_run: only say what would go.
+            prune_history: keep of each name only the current version and the tagged ones.
+            wait: seconds to wait for writers that are at work.
+
+        Raises:
+            StoreError: a writer is still at work, or a damaged manifest does not say what it needs.
+            OutputError: the disk cannot be written.
+        """
+        return collecting.gc(self._place, dry_run=dry_run, prune_history=prune_history, wait=wait)
+
+    def verify(self, names: Sequence[str] | None = None) -> StoreReport:
+        """Read every version, manifest and object and hash it again; damage is the answer, not an exception.
+
+        A damaged object is moved to `quarantine/`, where the store can be written, so that a copy can take its place.
+
+        Args:
+            names: look only at what these need; by default at everything.
+
+        Raises:
+            StoreError: there is no such name, or the store cannot be read at all.
+        """
+        return verifying.verify(self._place, names)
+
+    def push(self, target: Store, names: Sequence[str] | None = None) -> Copied:
+        """Make versions of this store the current ones of another, which keeps its own history.
+
+        Objects that are there are not sent again, so a second run goes on where the first was stopped, and a copy mends
+        what a damaged target lacks. A version that the target has in its history is not made current again.
+
+        Args:
+            target: an opened store.
+            names: references; by default the current version of every name.
+
+        Raises:
+            StoreError: a reference is not there, or some could not be copied; the others were.
+        """
+        return copy(self._place, target._place, names)
+
+    def pull(self, source: Store, names: Sequence[str] | None = None) -> Copied:
+        """The same the other way: from `source` into this store."""
+        return copy(source._place, self._place, names)
