@@ -239,10 +239,10 @@ def test_the_base_from_the_store(fleet: Path, store: Store, here: FakeRay) -> No
 
 
 def test_which_base(fleet: Path, store: Store) -> None:
-    with pytest.raises(StoreError, match="no base is given, and the store at .* has 0 models"):
+    with pytest.raises(StoreError, match=r"no base is given, and the store at .* has 0 models"):
         pack_all(fleet, store)
     store.add(fleet / "base")
-    with pytest.raises(StoreError, match="`bse` is neither a model directory nor a model in the store .*: base"):
+    with pytest.raises(StoreError, match=r"`bse` is neither a model directory nor a model in the store .*: base"):
         pack_all(fleet, store, base="bse")
     store.add(fleet / "movie")
     with pytest.raises(StoreError, match="has 2 models: base, movie"):

@@ -213,11 +213,11 @@ def removed(entries: Sequence[Any], dry_run: bool, store: str) -> None:
         hint("store gc", store)
 
 
-def collected(report: Any, dry_run: bool, store: str) -> None:
+def collected(report: Any, prune_history: bool, store: str) -> None:
     """A `Collected`."""
     facts(
         [
-            ("would go" if dry_run else "deleted", f"{size(report.bytes)} in {report.objects} objects"),
+            ("would go" if report.dry_run else "deleted", f"{size(report.bytes)} in {report.objects} objects"),
             (
                 "with them",
                 f"{report.versions} versions, {report.manifests} manifests, {report.leftovers} left-over files",
@@ -225,8 +225,8 @@ def collected(report: Any, dry_run: bool, store: str) -> None:
             ("kept", f"{size(report.kept_bytes)} for {report.kept_versions} versions"),
         ]
     )
-    if dry_run:
-        hint("store gc", store)
+    if report.dry_run:
+        hint("store gc --prune-history" if prune_history else "store gc", store)
 
 
 def copied(report: Any, target: str) -> None:
