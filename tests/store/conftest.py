@@ -8,12 +8,13 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from stores import model
+from zygote import Zygote
 
 import adapters
 import kinfold
 from kinfold.store import Store
 from models import Pair, llama
-from stores import model
 
 
 @pytest.fixture
@@ -62,3 +63,11 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("peft") / "lora"
     adapters.make(llama(), out, r=2, target_modules=["q_proj"])
     return out
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts processes that have imported kinfold already."""
+    found = Zygote(tmp_path_factory.mktemp("jobs"))
+    yield found
+    found.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -61,7 +62,11 @@ def keys(store: Store, folder: str) -> dict[str, bytes]:
         found = fs.find(f"{root}/{folder}")
     except FileNotFoundError:
         return {}
-    return {name.split(root.strip("/") + "/", 1)[1]: fs.cat_file(name) for name in found}
+    known = {}
+    for name in found:
+        with suppress(FileNotFoundError):  # somebody is at work beside us
+            known[name.split(root.strip("/") + "/", 1)[1]] = fs.cat_file(name)
+    return known
 
 
 def objects(store: Store) -> dict[str, bytes]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from stores import contents, digest, keys, objects, parts
 
 import kinfold
 from kinfold.errors import CheckpointError, OutputError, PackError, StoreError
 from kinfold.store import Store
 from models import Pair
-from stores import contents, digest, keys, objects, parts
 
 
 def test_every_kind_comes_back_byte_for_byte(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stores import contents, keys, object_path, objects, parts, write
 
 from kinfold.errors import StoreError
 from kinfold.store import Store
 from models import Pair
-from stores import contents, keys, object_path, objects, parts, write
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def test_push_sends_current_versions_and_only_what_is_missing(
     assert (again.copied, again.present, again.objects) == ([], ["a", "b"], 0)
 
 
-def test_pull_is_the_same_the_other_way(store: Store, other: Store, small: list[Path], pair: Pair, packed: Path) -> None:
+def test_pull_is_the_same_the_other_way(
+    store: Store, other: Store, small: list[Path], pair: Pair, packed: Path
+) -> None:
     other.add(pair.base)
     other.add(packed)
     assert store.pull(other, ["movie"]).copied == ["movie@1"]
@@ -75,7 +77,9 @@ def test_a_copy_mends_what_the_target_lacks(store: Store, other: Store, small: l
 def test_one_damaged_version_does_not_keep_the_others(store: Store, other: Store, small: list[Path]) -> None:
     store.add(small[0], name="a")
     store.add(small[1], name="b")
-    own = next(piece for piece in parts(small[0] / "model.safetensors") if piece not in parts(small[1] / "model.safetensors"))
+    own = next(
+        piece for piece in parts(small[0] / "model.safetensors") if piece not in parts(small[1] / "model.safetensors")
+    )
     write(store, object_path(own), own[:-1] + b"x")
     with pytest.raises(StoreError, match=r"1 of 2 could not be copied .*; `a`: object .* is damaged"):
         store.push(other)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from stores import age, contents, digest, keys, object_path, objects, parts, write
 
 from kinfold.errors import StoreError
 from kinfold.store import Store, lease
-from stores import age, contents, digest, keys, object_path, objects, parts, write
 
 
 def pieces(path: Path) -> dict[str, bytes]:
@@ -136,7 +136,7 @@ def test_a_gc_that_was_stopped_removes_nothing_more(
         return original(name)
 
     monkeypatch.setattr(store._place.refs, "numbers", slow)
-    with pytest.raises(StoreError, match="a gc at .* was stopped for so long that others take it for dead"):
+    with pytest.raises(StoreError, match=r"a gc at .* was stopped for so long that others take it for dead"):
         store.gc()
     assert keys(store, "objects") == before
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from stores import contents, digest, parts
 
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.adapter import Adapter
@@ -14,7 +15,6 @@ from kinfold.errors import CheckpointError, StoreError
 from kinfold.store import Store, inputs
 from kinfold.store.inputs import look_at
 from models import Pair, pico, raw, save
-from stores import contents, digest, parts
 
 
 def test_a_model_with_shards_side_files_links_and_hidden_files(tmp_path: Path, local: Store) -> None:

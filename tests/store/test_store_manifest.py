@@ -6,16 +6,21 @@ import json
 from typing import Any
 
 import pytest
+from stores import digest
 
 from kinfold.errors import StoreError
 from kinfold.store.manifest import Manifest, hash_of, parse_manifest
-from stores import digest
 
 A, B = "a" * 64, "b" * 64
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    file = {"path": "m.kin.safetensors", "size": 5, "hash": A, "segments": [{"hash": A, "size": 2}, {"hash": B, "size": 3}]}
+    file = {
+        "path": "m.kin.safetensors",
+        "size": 5,
+        "hash": A,
+        "segments": [{"hash": A, "size": 2}, {"hash": B, "size": 3}],
+    }
     return {
         "format": 1,
         "kind": "pack",

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from stores import digest, parts
 
 from kinfold.errors import StoreError
 from kinfold.store import segments
 from kinfold.store.segments import LARGEST, SMALL, cut, read, scan
-from stores import digest, parts
 
 KIB = 1024
 

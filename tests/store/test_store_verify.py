@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from stores import contents, digest, keys, object_path, objects, parts, write
 
 from kinfold.errors import StoreError
 from kinfold.store import Store, verify
 from kinfold.store.verify import Damage
-from stores import contents, digest, keys, object_path, objects, parts, write
 
 
 @pytest.fixture
@@ -97,7 +97,14 @@ def test_a_missing_manifest(two: Store) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"{}", b'{"manifest": 3, "created": "", "note": ""}', b'{"manifest":"../x","created":"","note":""}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"manifest": 3, "created": "", "note": ""}',
+        b'{"manifest":"../x","created":"","note":""}',
+    ],
 )
 def test_a_damaged_version(two: Store, data: bytes, tmp_path: Path) -> None:
     write(two, "refs/b/00000002.json", data)

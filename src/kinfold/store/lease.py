@@ -143,9 +143,9 @@ def _enter(backend: Backend, what: str) -> Presence:
     """Wait until no gc is at work.
 
     Raises:
-        StoreError: one has been for the whole time after which the dead are given up.
+        StoreError: one of them does not end.
     """
-    pause, until = 0.02, _clock() + LEASE_SECONDS
+    pause, seen = 0.02, {}
     while True:
         presence = Presence(backend, "leases", what)
         try:
@@ -156,13 +156,15 @@ def _enter(backend: Backend, what: str) -> Presence:
         if not living:
             return presence
         presence.end()
-        if _clock() > until:
+        seen = {path: seen.get(path, _clock()) for path in living}
+        oldest = min(seen, key=seen.__getitem__)
+        if _clock() - seen[oldest] > 2 * LEASE_SECONDS:  # a dead one counts as alive for the first half
             raise StoreError(
-                f"{next(iter(living.values()))} has kept `{backend.url}` for {LEASE_SECONDS:.0f} seconds",
+                f"{living[oldest]} has kept `{backend.url}` for {2 * LEASE_SECONDS:.0f} seconds",
                 hint="wait until it is done, then run the same command again",
             )
         time.sleep(pause)
-        pause = min(2 * pause, 1.0)
+        pause = min(2 * pause, 0.5)
 
 
 @contextmanager

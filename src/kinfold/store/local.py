@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kinfold.checkpoint.atomic import disk_errors, sync_directory
@@ -69,7 +69,8 @@ class LocalBackend(Backend):
                 if not left:
                     raise StoreError(f"temporary files of `{self.url}` vanish while they are written") from None
             finally:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # mostly because it has its name; else gc removes it
+                    temporary.unlink()
 
     def announce(self, path: str, data: bytes) -> None:
         target = self.root / path

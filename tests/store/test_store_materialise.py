@@ -1,0 +1,119 @@
+"""Files out of a store: resumed, linked, shared by threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import contents, digest, object_path
+
+from kinfold.errors import OutputError, StoreError
+from kinfold.store import Store, materialise, objects
+from models import Pair
+
+
+def test_a_get_that_was_stopped_goes_on(
+    store: Store, small: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(small[0], name="m")
+    fetched: list[str] = []
+    original = objects.read
+
+    def stopping(backend: Any, hash: str) -> Any:
+        if len(fetched) == 2:
+            raise KeyboardInterrupt
+        fetched.append(hash)
+        return original(backend, hash)
+
+    monkeypatch.setattr(materialise, "side_by_side", lambda function, items, _: map(function, items))
+    monkeypatch.setattr(objects, "read", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        store.get("m", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (part,) = [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    assert part.name == f".out.{store.names()['m'][:16]}.part"
+    there = part / "config.json"
+    there.write_bytes(b"x" * there.stat().st_size)  # what came is not believed either
+    before = list(fetched)
+    monkeypatch.setattr(objects, "read", lambda backend, hash: fetched.append(hash) or original(backend, hash))
+    assert contents(store.get("m", tmp_path / "out")) == contents(small[0])
+    assert [hash for hash in fetched[2:] if hash in before] == [digest((small[0] / "config.json").read_bytes())]
+    assert not part.exists()
+
+
+def test_a_file_with_a_longer_leftover(store: Store, pair: Pair, packed: Path, tmp_path: Path) -> None:
+    store.add(packed)
+    part = tmp_path / f".out.{store.names()['movie'][:16]}.part"
+    part.write_bytes(packed.read_bytes() + b"more")
+    assert store.get("movie", tmp_path / "out").read_bytes() == packed.read_bytes()
+
+
+def test_path_gives_read_only_copies_once(store: Store, small: list[Path], packed: Path) -> None:
+    store.add(small[0], name="m")
+    store.add(packed)
+    for name, source in (("m", small[0]), ("movie", packed)):
+        found = store.path(name)
+        files = [found] if found.is_file() else [p for p in found.rglob("*") if p.is_file()]
+        assert contents(found) == contents(source)
+        assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o444"}
+        times = [path.stat().st_mtime_ns for path in files]
+        assert store.path(name) == found
+        assert [path.stat().st_mtime_ns for path in files] == times
+    assert store.path("movie").name == packed.name
+
+
+def test_a_damaged_copy_is_made_again(store: Store, small: list[Path]) -> None:
+    store.add(small[0], name="m")
+    found = store.path("m")
+    (found / "config.json").unlink()
+    assert contents(store.path("m")) == contents(small[0])
+    (found / "config.json").chmod(0o644)
+    os.truncate(found / "model.safetensors", 10)
+    assert contents(store.path("m")) == contents(small[0])
+
+
+def test_a_file_of_one_object_is_a_link(local: Store, small: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    local.add(small[0], name="m")
+    config = local.path("m") / "config.json"
+    there = Path(local.url) / object_path(config.read_bytes())
+    assert config.stat().st_ino == there.stat().st_ino
+    local.add(small[1], name="n")
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    assert contents(local.path("n")) == contents(small[1])
+    there.chmod(0o644)
+
+
+def test_threads_share_one_copy(store: Store, small: list[Path]) -> None:
+    store.add(small[0], name="m")
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(store.path("m"))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert contents(found[0]) == contents(small[0])
+    assert [path.name for path in found[0].parent.iterdir()] == [found[0].name]
+
+
+def test_outputs_that_cannot_be(store: Store, small: list[Path], tmp_path: Path) -> None:
+    store.add(small[0], name="m")
+    with pytest.raises(OutputError, match="does not exist"):
+        store.get("m", tmp_path / "no" / "out")
+    (tmp_path / "file").touch()
+    blocked = Store.open(store.url, cache=tmp_path / "file")
+    with pytest.raises(OutputError, match="cannot write"):
+        blocked.path("m")
+
+
+def test_a_damaged_object_stops_a_link_too(local: Store, small: list[Path]) -> None:
+    local.add(small[0], name="m")
+    there = Path(local.url) / object_path((small[0] / "config.json").read_bytes())
+    there.chmod(0o644)
+    there.write_bytes(b"x")
+    with pytest.raises(StoreError, match="is damaged"):
+        local.path("m")
