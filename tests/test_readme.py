@@ -15,7 +15,7 @@ import pytest
 from models import Pair, tokenizer
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ["packs", "compare", "audit", "merge", "adapters", "families"]
+GUIDES = ["packs", "compare", "audit", "merge", "adapters", "families", "store"]
 PAGES = ["README.md", *(f"docs/guide/{name}.md" for name in GUIDES), "docs/reference/python.md"]
 SET_UP = ("git clone", "make ", "source ")  # done for the tests by the Makefile itself
 
@@ -43,7 +43,8 @@ def test_snippets_run(page: str, workshop: Path) -> None:
     scripts.mkdir()
     (scripts / "kinfold").write_text(f'#!/bin/sh\nexec {sys.executable} -m kinfold.cli "$@"\n')
     (scripts / "kinfold").chmod(0o755)
-    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    own = {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "KINFOLD_CACHE": str(workshop / "cache")}
+    environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
     for language, text in found:
         # a pico model's header outweighs 1/100 of it: the snippets' budgets are for models of real size
         text = re.sub(r"1/(400|100|64|32|16)\b|200kB", "24kB", text)

@@ -11,7 +11,7 @@ from deltas import gauss
 
 from kinfold.codec import threads
 from kinfold.codec.lowrank import leading
-from kinfold.codec.threads import ordered_map, single_threaded
+from kinfold.codec.threads import ordered_map, single_threaded, use_cores
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,16 @@ def test_few_results_wait(cores: Callable[[int], None], count: int) -> None:
     for used, _ in enumerate(ordered_map(abs, source)):
         assert source.drawn - used <= count + 2  # one more than workers in flight, and one looked at
     assert source.drawn == 100
+
+
+def test_a_share_of_the_cores(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_share", None)
+    cores(8)
+    use_cores(1)
+    assert torch.get_num_threads() == 1
+    source = Source(100)
+    for used, _ in enumerate(ordered_map(abs, source)):
+        assert source.drawn - used <= 1 + 2
 
 
 def test_few_values_wait(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:

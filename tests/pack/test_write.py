@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 
 import kinfold
 from kinfold.errors import BudgetError, CodecError, OutputError
-from models import MIDDLING, beside, perturbed, pico, raw, reference_bytes, save
+from kinfold.pack.format import PackFile
+from kinfold.pack.write import recipe
+from models import MIDDLING, Pair, beside, perturbed, pico, raw, reference_bytes, save
 
 CODECS: dict[str, tuple[str, dict[str, Any]]] = {
     "fold": ("fold", {}),
@@ -163,3 +166,12 @@ def test_scalars_are_rounded_with_the_rest(tmp_path: Path) -> None:
     kinfold.restore(out, base, tmp_path / "back")
     found = torch.frombuffer(bytearray(raw(tmp_path / "back")["scale"][2]), dtype=torch.float32)
     assert found.item() == pytest.approx(2.5, rel=0.01)
+
+
+def test_the_recipe_is_what_the_manifest_records(pair: Pair, tmp_path: Path) -> None:
+    out = tmp_path / "r.kin.safetensors"
+    kinfold.pack(*pair, out, codec="truncsvd", options={"value_bits": 8}, budget=" rank:2 ", seed=3)
+    recorded = PackFile.open(out).manifest.recipe
+    config = blake3((pair.variant / "config.json").read_bytes()).hexdigest()[:32]
+    assert recorded == recipe("truncsvd", {"value_bits": 8}, "rank:2", None, 3) | {"files": {"config.json": config}}
+    assert recipe("fold", None, "exact", None, 0) == recipe("exact", None, None, None, 0)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from kinfold.report.progress import progress, size
+from kinfold.report import progress as module
+from kinfold.report.progress import progress, size, told
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,21 @@ def test_only_the_outermost_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     with progress("encode", 5) as advance:
         advance(5)
     assert "encode" in terminal.getvalue()
+
+
+def test_who_is_told_hears_of_the_outermost_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setattr(module, "_PAUSE", 0)
+    heard: list[tuple[str, int, int]] = []
+    with told(lambda *facts: heard.append(facts)):
+        with progress("encode", 10) as outer, progress("within", 5) as inner:
+            inner(5)
+            outer(4, 1)
+            outer(6)
+        with progress("hash", 3) as advance:
+            advance(3)
+    assert heard == [("encode", 0, 10), ("encode", 4, 10), ("encode", 10, 10), ("hash", 0, 3), ("hash", 3, 3)]
+    assert terminal.getvalue() == ""
+    with progress("encode", 5) as advance:
+        advance(5)
+    assert len(heard) == 5

@@ -1,4 +1,4 @@
-"""The commands on packs: pack, inspect, restore, verify, diff, compare, demo."""
+"""The commands on packs that are there: inspect, restore, verify, diff, compare, demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -26,73 +26,6 @@ app = App(
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 AsFormat = Annotated[Format, Parameter(name="--format")]
 Switch = Parameter(negative="")
-
-
-@app.command
-def pack(
-    base: Path,
-    variant: Path,
-    *,
-    output: Output,
-    codec: str = "fold",
-    budget: str | None = None,
-    option: tuple[str, ...] = (),
-    calibrate: Path | None = None,
-    labels: Literal["model", "data"] = "model",
-    seed: int = 0,
-    overwrite: Annotated[bool, Switch] = False,
-    dry_run: Annotated[bool, Switch] = False,
-    format: AsFormat = "human",
-) -> None:
-    """Code a fine-tune as its difference to the base, in one small file.
-
-    Example: kinfold pack BASE VARIANT -o movie.kin.safetensors --budget 1/100
-
-    Parameters
-    ----------
-    base
-        Model directory of the base.
-    variant
-        Model directory of the fine-tune.
-    output
-        The pack to write.
-    codec
-        fold, exact, osd, truncsvd, bitdelta, dare or magnitude.
-    budget
-        Of the whole file: a size (4MB), a fraction of the reference size (1/100, where none is given), rank:4, or
-        exact; or gain=0.98, the fewest bytes that recover this share of the fine-tune's effect on the --calibrate rows.
-    option
-        KEY=VALUE for the codec; may be repeated.
-    calibrate
-        JSONL of texts or input_ids: fold chooses its codes so that the model answers them as the variant does;
-        osd weighs errors by what they do to the outputs.
-    labels
-        Whose answers Fisher information is taken at: drawn from the model, or the data's.
-    seed
-        For every random choice; recorded in the pack.
-    overwrite
-        Replace an existing output.
-    dry_run
-        Plan only, write nothing.
-    format
-        human or json.
-    """
-    import kinfold
-
-    report = kinfold.pack(
-        base,
-        variant,
-        output,
-        codec=codec,
-        options=key_values(option),
-        budget=budget,
-        calibration=kinfold.Calibration.read(calibrate, labels) if calibrate else None,
-        seed=seed,
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
-
-    emit(report, format, lambda: show.packed(report, base, dry_run))
 
 
 def named_paths(given: tuple[str, ...], error: type[KinfoldError]) -> dict[str, Path] | list[Path]:

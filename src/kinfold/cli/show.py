@@ -12,15 +12,15 @@ from kinfold.report.comparison import measured, table_cells
 from kinfold.report.progress import size
 
 
-def packed(report: Any, base: Path, dry_run: bool) -> None:
-    """A `PackReport`."""
+def packed(report: Any, base: Path, dry_run: bool = False, *, kept: bool = True) -> None:
+    """A `PackReport`; not `kept` is a pack that lies in a store alone."""
     counts = ", ".join(f"{count} {kind}" for kind, count in report.tensors.items() if count)
     about = (
         f"{size(report.file_bytes)}, 1/{report.ratio:.4g} of {size(report.reference_bytes)}, "
         f"{report.bits_per_weight:.3g} bits a changed weight"
     )
     pairs = [
-        ("pack", f"{report.path} (not written)" if dry_run else report.path),
+        *([("pack", f"{report.path} (not written)" if dry_run else report.path)] if kept else []),
         ("size", f"at most {about}" if dry_run else about),
         ("tensors", counts),
     ]
@@ -32,7 +32,7 @@ def packed(report: Any, base: Path, dry_run: bool) -> None:
     if report.left_out:
         pairs.append(("left out", ", ".join(report.left_out)))
     facts(pairs)
-    if not dry_run:
+    if kept and not dry_run:
         folder = Path(report.path).name.removesuffix(".safetensors").removesuffix(".kin")
         say_hint(f"kinfold restore {report.path} --base {base} -o {folder}-restored")
 

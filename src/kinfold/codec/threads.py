@@ -20,6 +20,14 @@ R = TypeVar("R")
 IN_FLIGHT = 1 << 25  # tensor entries begun and not yet consumed: 128 MiB in float32
 _END: Any = object()
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_share: int | None = None  # cores this process may use; None is all of them
+
+
+def use_cores(count: int) -> None:
+    """Leave the other cores to other processes: torch, and every `ordered_map` from now on, use `count`."""
+    global _share
+    _share = count
+    torch.set_num_threads(count)
 
 
 @contextmanager
@@ -49,7 +57,7 @@ def return_large_buffers() -> None:
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], *, values: Callable[[T], int] = lambda _: 0
 ) -> Iterator[R]:
-    """Map over `items` with one single-threaded worker a core; results in order, few in flight.
+    """Map over `items` with one single-threaded worker a core (see `use_cores`); results in order, few in flight.
 
     At most one item more than there are workers is begun and not yet consumed, and no more items than
     together hold `IN_FLIGHT` values, but always one: memory is bounded by the largest tensor, not by the
@@ -61,7 +69,7 @@ def ordered_map(
         values: how many tensor entries an item holds.
     """
     return_large_buffers()
-    workers = os.cpu_count() or 1
+    workers = _share or os.cpu_count() or 1
     with single_threaded(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[tuple[Future[R], int]] = deque()
         source = iter(items)

@@ -225,6 +225,12 @@ class Manifest(Stored):
             raise ValueError("a file is listed twice")
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """What it was made of beside the tensors of variant and base: settings, and side files with their hashes."""
+        settings = {key: getattr(self, key) for key in ("codec", "options", "budget", "seed", "calibration")}
+        return {**settings, "files": {file.path: file.hash for file in self.files}}
+
+    @property
     def lossless(self) -> bool:
         return all(unit.codec == "exact" for unit in self.units)
 

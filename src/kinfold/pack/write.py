@@ -115,11 +115,7 @@ def pack(
     manifest = sources.manifest(
         files,
         left_out,
-        codec=lossy.name if lossy else "exact",
-        options=lossy.config.model_dump(exclude_defaults=True) if lossy else {},
-        budget=target.text if target else None,
-        seed=seed,
-        calibration=calibration.digest if calibration else None,
+        **_recipe(lossy, target, calibration, seed),
     )
     matrices = [draft for draft in drafted if draft.matrix]
     with calibrated(sources, matrices, lossy, target, calibration, seed) as guide:
@@ -158,6 +154,31 @@ def pack(
                 raise
             finally:
                 spool.close(remove=False)
+
+
+def recipe(
+    codec: str | Codec,
+    options: Mapping[str, Any] | None,
+    budget: str | int | None,
+    calibration: Calibration | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What a manifest would record of these arguments of `pack`: codec, options, budget, seed, calibration.
+
+    Raises:
+        BudgetError, CodecError: as `pack`, for what can be told without a model.
+    """
+    return _recipe(*_checked(codec, options, budget, calibration), calibration, seed)
+
+
+def _recipe(lossy: Codec | None, target: Budget | None, calibration: Calibration | None, seed: int) -> dict[str, Any]:
+    return {
+        "codec": lossy.name if lossy else "exact",
+        "options": lossy.config.model_dump(exclude_defaults=True) if lossy else {},
+        "budget": target.text if target else None,
+        "seed": seed,
+        "calibration": calibration.digest if calibration else None,
+    }
 
 
 def _checked(

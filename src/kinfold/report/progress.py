@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+Tell = Callable[[str, int, int], None]  # label, done, total
+
 _shown: ContextVar[bool] = ContextVar("shown", default=False)
+_told: ContextVar[Tell | None] = ContextVar("told", default=None)
+_PAUSE = 0.1  # seconds between two tellings; nobody reads faster
 
 
 class Advance(Protocol):
@@ -23,6 +28,11 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
     Work inside other work is silent: only the outermost bar is shown, the one that knows the whole.
     """
+    tell = _told.get()
+    if not _shown.get() and tell is not None:
+        with _claimed():
+            yield _telling(tell, label, total)
+        return
     if _shown.get() or not sys.stderr.isatty():
         yield lambda done, coded=0: None
         return
@@ -46,6 +56,30 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             bar.update(task, advance=done, saved=f"{size(saved)} saved" if saved else "")
 
         yield advance
+
+
+def _telling(tell: Tell, label: str, total: int) -> Advance:
+    passed, last = 0, time.monotonic()
+    tell(label, 0, total)
+
+    def advance(done: int, coded: int = 0) -> None:
+        nonlocal passed, last
+        passed += done
+        if time.monotonic() - last > _PAUSE:
+            last = time.monotonic()
+            tell(label, passed, total)
+
+    return advance
+
+
+@contextmanager
+def told(tell: Tell) -> Iterator[None]:
+    """Inside, no bar is shown; `tell(label, done, total)` hears of the work, a few times a second."""
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def _pack_facts(path: Path) -> Facts:
     manifest = PackFile.open(path).manifest
     row = dataclasses.asdict(member_row(manifest.variant.name, manifest, 0))
     told = {key: row[key] for key in ("codecs", "error", "worst_tensor", "worst_error")}
-    told |= {"variant": manifest.variant.name, "budget": manifest.budget, "lossless": manifest.lossless}
+    told |= {"variant": manifest.variant.name, "lossless": manifest.lossless, "recipe": manifest.recipe}
     base = BaseModelOf(fingerprint=manifest.base.fingerprint, name=manifest.base.name)
     name = manifest.variant.fingerprint
     return lambda scans: Given("pack", scans, manifest.codec, name, manifest.reference_bytes, told, base)

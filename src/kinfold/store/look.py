@@ -131,7 +131,9 @@ def log(place: Place, name: str) -> list[Entry]:
     history = place.refs.history(check_name(name))
     if not history:
         near = nearest(name, place.refs.numbers())
-        raise StoreError(f"`{place.backend.url}` has no `{name}`{near}", hint=f"kinfold store ls {place.backend.url}")
+        raise StoreError(
+            f"`{place.backend.url}` has no `{name}`{near}", hint=f"kinfold store ls --store {place.backend.url}"
+        )
     return _entries(place, history, {name: place.refs.tags(name)})
 
 

@@ -41,6 +41,8 @@ def path(place: Place, ref: str) -> Path:
     version = place.refs.resolve(ref)
     manifest = place.manifest_of(version)
     folder = place.cache / "files" / str(version.manifest)
+    if _is_directory(manifest):
+        folder /= manifest.name  # a pack records what the directory of its base is called
     found = folder if _is_directory(manifest) else folder / manifest.files[0].path
     if _is_whole(folder, manifest):
         return found

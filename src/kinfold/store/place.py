@@ -65,7 +65,7 @@ def make(url: str | Path, cache: str | Path | None) -> Place:
     backend = connect(url)
     id = uuid.uuid4().hex
     if backend.size(FILE) is not None or not backend.create(FILE, json.dumps({"format": FORMAT, "id": id}).encode()):
-        raise StoreError(f"there is a store at `{backend.url}`", hint=f"kinfold store ls {backend.url}")
+        raise StoreError(f"there is a store at `{backend.url}`", hint=f"kinfold store ls --store {backend.url}")
     _require_exclusive(backend)
     return Place(backend, id, _cache(cache, id))
 
@@ -96,7 +96,9 @@ def find(url: str | Path, cache: str | Path | None) -> Place:
     try:
         data = backend.read(FILE)
     except FileNotFoundError:
-        raise StoreError(f"there is no store at `{backend.url}`", hint=f"kinfold store init {backend.url}") from None
+        raise StoreError(
+            f"there is no store at `{backend.url}`", hint=f"kinfold store init --store {backend.url}"
+        ) from None
     try:
         content = json.loads(data)
         number, id = content["format"], content["id"]

@@ -153,7 +153,9 @@ class Refs:
         hint = f"kinfold store log {name}"
         if newest is None:
             near = nearest(name, self.numbers())
-            raise StoreError(f"`{self.backend.url}` has no `{name}`{near}", hint=f"kinfold store ls {self.backend.url}")
+            raise StoreError(
+                f"`{self.backend.url}` has no `{name}`{near}", hint=f"kinfold store ls --store {self.backend.url}"
+            )
         if newest.manifest is None:
             raise StoreError(f"`{name}` was removed from `{self.backend.url}`", hint=hint)
         if wanted.tag is not None:

@@ -32,12 +32,14 @@ class Store:
     Attributes:
         url: where it lies.
         id: random, made with the store.
+        cache: folder of this machine for copies and indexes of stores.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self.url = place.backend.url
         self.id = place.id
+        self.cache = place.cache.parent
 
     @classmethod
     def init(cls, url: str | Path, *, cache: str | Path | None = None) -> Store:

@@ -104,7 +104,7 @@ def _wanted(place: Place, names: Sequence[str] | None) -> list[str]:
         if check_name(name) not in known:
             raise StoreError(
                 f"`{place.backend.url}` has no `{name}`{nearest(name, known)}",
-                hint=f"kinfold store ls {place.backend.url}",
+                hint=f"kinfold store ls --store {place.backend.url}",
             )
     return list(known) if names is None else list(names)
 
