@@ -8,10 +8,12 @@ from kinfold.family import add_member, fold, inspect, load, remove_member, unfol
 from kinfold.family.merge import merge, merge_recipe
 from kinfold.family.peft_io import export
 from kinfold.pack import diff, pack, restore
+from kinfold.store import Store, pack_all
 
 __all__ = [
     "Calibration",
     "KinfoldError",
+    "Store",
     "__version__",
     "add_member",
     "compare",
@@ -23,6 +25,7 @@ __all__ = [
     "merge",
     "merge_recipe",
     "pack",
+    "pack_all",
     "remove_member",
     "restore",
     "unfold",
