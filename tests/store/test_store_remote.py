@@ -193,13 +193,25 @@ def test_failures_that_last(s3: Store, proxy: Flaky, small: list[Path]) -> None:
     assert s3.names() == {}
 
 
+def test_files_of_any_length_are_read_in_pieces(s3: Store, proxy: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = s3._place.backend
+    monkeypatch.setattr(remote, "BLOCK", 5)
+    for length, requests in ((0, 2), (4, 1), (5, 3), (6, 2), (12, 3)):
+        backend.put("objects/x", lambda length=length: [b"x" * length])
+        before = len(proxy.seen)
+        assert backend.read("objects/x") == b"x" * length
+        assert len(proxy.seen) - before == requests
+    with pytest.raises(FileNotFoundError):
+        backend.read("objects/y")
+
+
 def test_a_bucket_that_is_not_there(proxy: Flaky) -> None:
     with pytest.raises(StoreError, match="there is no store at"):
         Store.open(f"s3://{uuid.uuid4().hex}/store")
 
 
 def test_the_protocol_has_other_ways_out(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """File systems without times, and files that shrink while they are read."""
+    """File systems without times, and without errors at the end of a file."""
     store = Store.init(memory_url)
     backend = store._place.backend
     fs = fsspec.filesystem("memory")
@@ -208,7 +220,8 @@ def test_the_protocol_has_other_ways_out(memory_url: str, monkeypatch: pytest.Mo
     for refused in (NotImplementedError(), KeyError("mtime")):
         monkeypatch.setattr(type(fs), "modified", lambda *_, error=refused: (_ for _ in ()).throw(error))
         assert backend.modified("leases/x") is None
-    monkeypatch.setattr(backend, "size", lambda _: 20)
-    assert b"".join(backend.blocks("leases/x")) == b"0123456789"
+    for block in (1, 3, 5, 10, 11):
+        monkeypatch.setattr(remote, "BLOCK", block)
+        assert backend.read("leases/x") == b"0123456789"
     backend.remove("leases/x")
     backend.remove("leases/x")
