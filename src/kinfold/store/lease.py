@@ -50,16 +50,20 @@ class Presence:
 
     def lost(self) -> bool:
         """Whether others may have taken us for dead: the file is gone, or was not touched for too long."""
-        return not self.touch()
+        self._lost = self._lost or self._late() or self.backend.size(self.path) is None
+        return self._lost
 
-    def touch(self) -> bool:
-        """Make the file young; False, and for good, once it was too old or gone."""
+    def touch(self) -> None:
+        """Make the file young, unless it is gone."""
         begun = _clock()
-        # half the time: the backend's clock may run faster than ours, and what we decide takes effect later
-        if begun - self._beaten > LEASE_SECONDS / 2 or not self.backend.touch(self.path, self._content()):
+        self._lost = self._lost or self._late()
+        if not self.backend.touch(self.path, self._content()):
             self._lost = True
         self._beaten = begun
-        return not self._lost
+
+    def _late(self) -> bool:
+        # half the time: the backend's clock may run faster than ours, and what is decided takes effect later
+        return _clock() - self._beaten > LEASE_SECONDS / 2
 
     def require(self) -> None:
         """Refuse to go on where others may have taken us for dead; asks no more than this machine's clock.
@@ -67,7 +71,7 @@ class Presence:
         Raises:
             StoreError: they may.
         """
-        if self._lost or _clock() - self._beaten > LEASE_SECONDS / 2:
+        if self._lost or self._late():
             raise StoreError(
                 f"{self.what} at `{self.backend.url}` was stopped for so long that others take it for dead",
                 hint="run the same command again",

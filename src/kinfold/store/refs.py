@@ -32,7 +32,7 @@ class Version:
 
 def now() -> str:
     """The time for people to read; nothing is ever decided by it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def version_path(name: str, number: int) -> str:
