@@ -145,7 +145,7 @@ def tied(folder: Path) -> Fleet:
     model.save_pretrained(folder / "base")
     byte_tokenizer(folder / "base")
     fleet = Fleet(folder / "base")
-    fleet.add("both", tuned(model, folder / "both", 3, 0.5, "embed_tokens"))
+    fleet.add("both", tuned(model, folder / "both", 3, 0.1, "embed_tokens"))
     fleet.add("all", tuned(model, folder / "all", 4))
     kinfold.pack(fleet.base, folder / "all", folder / "all.kin.safetensors", codec="truncsvd", budget="1/3")
     kinfold.restore(folder / "all.kin.safetensors", fleet.base, folder / "restored")
