@@ -198,12 +198,16 @@ def loaded(directory: Path) -> Any:
 
 def expected(directory: Path, ids: Sequence[int], count: int) -> list[int]:
     """Greedy tokens by transformers' own generate, alone; an end token ends them and is left out."""
+    return expected_of(loaded(directory), ids, count, END)
+
+
+def expected_of(model: Any, ids: Sequence[int], count: int, end: int) -> list[int]:
     given = torch.tensor([list(ids)])
-    made = loaded(directory).generate(
+    made = model.generate(
         given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0
     )
     found = made[0, len(ids) :].tolist()
-    return found[: found.index(END)] if END in found else found
+    return found[: found.index(end)] if end in found else found
 
 
 def greedy(count: int, **changes: Any) -> Sampling:
