@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from kinfold.errors import BusyError, KinfoldError, ServeError, UnknownModelError
+from kinfold.errors import BusyError, ServeError, UnknownModelError
 from kinfold.serve import probe
 from kinfold.serve import sampling as drawing
 from kinfold.serve.catalogue import Catalogue, probe_of
@@ -312,7 +312,7 @@ def _delivery(put: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def _or_raise(answer: Any) -> Any:
     if isinstance(answer, Exception):
-        raise answer if isinstance(answer, KinfoldError) else ServeError(f"the model failed: {answer!r}") from answer
+        raise answer  # what is no KinfoldError is our failure, and the app tells it so
     return answer
 
 
