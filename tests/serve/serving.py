@@ -145,7 +145,7 @@ def tied(folder: Path) -> Fleet:
     model.save_pretrained(folder / "base")
     byte_tokenizer(folder / "base")
     fleet = Fleet(folder / "base")
-    fleet.add("both", tuned(model, folder / "both", 3, 0.5, "embed_tokens"))
+    fleet.add("both", tuned(model, folder / "both", 3, 0.1, "embed_tokens"))
     fleet.add("all", tuned(model, folder / "all", 4))
     kinfold.pack(fleet.base, folder / "all", folder / "all.kin.safetensors", codec="truncsvd", budget="1/3")
     kinfold.restore(folder / "all.kin.safetensors", fleet.base, folder / "restored")
@@ -198,12 +198,16 @@ def loaded(directory: Path) -> Any:
 
 def expected(directory: Path, ids: Sequence[int], count: int) -> list[int]:
     """Greedy tokens by transformers' own generate, alone; an end token ends them and is left out."""
+    return expected_of(loaded(directory), ids, count, END)
+
+
+def expected_of(model: Any, ids: Sequence[int], count: int, end: int) -> list[int]:
     given = torch.tensor([list(ids)])
-    made = loaded(directory).generate(
+    made = model.generate(
         given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0
     )
     found = made[0, len(ids) :].tolist()
-    return found[: found.index(END)] if END in found else found
+    return found[: found.index(end)] if end in found else found
 
 
 def greedy(count: int, **changes: Any) -> Sampling:

@@ -25,7 +25,6 @@ from serving import (
 )
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
-from kinfold.serve import placing
 from kinfold.serve.request import Sampling
 
 
@@ -228,7 +227,8 @@ def test_a_closed_iterator_frees_its_place(fleet: Fleet) -> None:
         await stream.aclose()
         assert len(await waiting) == 2
         assert engine.stats()["generated_tokens"] < 90
-        assert engine.stats()["running"] == engine.stats()["waiting"] == 0
+        while engine.stats()["running"] or engine.stats()["waiting"]:  # the last step is being cleared away
+            await asyncio.sleep(0.01)
         await engine.close()
 
     run(work())
@@ -316,11 +316,7 @@ def test_added_replaced_and_removed_while_serving(fleet: Fleet, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["full", "svd", "lora"])
 def test_a_delta_that_lands_nowhere_is_refused(fleet: Fleet, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = placing.changes
-    monkeypatch.setattr(
-        "kinfold.serve.variant.changes",
-        lambda *given: {f"{module}.nowhere": change for module, change in right(*given).items()},
-    )
+    monkeypatch.setattr("kinfold.serve.mix.Blend.site", lambda blend, module: None)
 
     async def work() -> None:
         engine = fleet.engine()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from kinfold.errors import BusyError, KinfoldError, ServeError, UnknownModelError
+from kinfold.errors import BusyError, ServeError, UnknownModelError
 from kinfold.serve import probe
 from kinfold.serve import sampling as drawing
 from kinfold.serve.catalogue import Catalogue, probe_of
@@ -213,7 +213,7 @@ class ModelEngine:
             return None
         with suppress(UnknownModelError):
             return self._shelf.get(model)
-        with suppress(KinfoldError, OSError):
+        with suppress(Exception):
             await asyncio.to_thread(self._shelf.refresh)
         return self._shelf.get(model)
 
@@ -290,7 +290,7 @@ class ModelEngine:
 
     def _poll(self) -> None:
         while not self._stop.wait(self._poll_seconds):
-            with suppress(KinfoldError, OSError):  # the store may be away for a while; what is known goes on
+            with suppress(Exception):  # of any backend; what is known goes on
                 self._shelf.refresh()
 
 

@@ -64,12 +64,9 @@ class ClassHead:
         return sum(tensor.nbytes for tensor in self._model.state_dict().values())
 
     def logits(self, hidden: torch.Tensor, pooled: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor:
-        from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as Output
 
-        if pooled is None:
-            self._given.output = BaseModelOutput(last_hidden_state=hidden)
-        else:
-            self._given.output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        self._given.output = Output(last_hidden_state=hidden, pooler_output=pooled)
         return self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
 
 

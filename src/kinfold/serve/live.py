@@ -57,6 +57,7 @@ class LiveModel:
         first = next(iter(self.places.values()))
         self.dtype, self.device = first.dtype, first.device
         self.mixer = Mixer(self.core)
+        self._plain: tuple[torch.Tensor, torch.Tensor] | None = None
         names: dict[int, list[str]] = {}
         for name, parameter in self.places.items():
             names.setdefault(id(parameter), []).append(name)
@@ -82,6 +83,11 @@ class LiveModel:
     @property
     def nbytes(self) -> int:
         return sum({id(p): p.nbytes for p in self.places.values()}.values())
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """That of the largest tensor of the base's checkpoint."""
+        return max(self.base.checkpoint.tensors.values(), key=lambda info: info.nbytes).torch_dtype
 
     @property
     def vocabulary(self) -> int:
@@ -132,6 +138,12 @@ class LiveModel:
         with torch.inference_mode():
             output = functional_call(self._bones, state, (), arguments, tie_weights=False)
         return self.features(output)
+
+    def plain(self, ids: torch.Tensor) -> torch.Tensor:
+        """`run_with` of nothing, remembered for the last ids."""
+        if self._plain is None or not torch.equal(self._plain[0], ids):
+            self._plain = ids, self.run_with({}, ids)
+        return self._plain[1]
 
     def features(self, output: Any) -> torch.Tensor:
         """(rows, vocabulary) log-probabilities at the last position of a causal LM, (rows, hidden) means of an

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kinfold.codec.lowrank import Pair
 from kinfold.errors import ServeError
 from kinfold.pack.adapter_member import AdapterMember
 from kinfold.pack.member import Member
@@ -95,8 +96,8 @@ def _twin(
 ) -> tuple[str, str | None] | None:
     """What a place gets that the variant does not store, because it is tied to one that it does."""
     there = None if bones is None else bones.tied.get(bones.spell(spot) or "")
-    names = [live.spell(name) for name in (*live.tied[spot], *(there or ()))]
-    return next((told[name] for name in names if name in told), None)
+    names = (live.spell(name) for name in (*live.tied[spot], *(there or ())))
+    return next((told[name] for name in names if name is not None and name in told), None)
 
 
 def _check_absent(member: Member, live: LiveModel, spot: str, bones: Skeleton | None) -> None:
@@ -184,18 +185,33 @@ def changes(member: Member, live: LiveModel, placement: Placement) -> dict[str, 
 
 
 def _product(member: Member, live: LiveModel, placement: Placement, spot: str, kind: Kind) -> LowRank | None:
+    pair = _pair(member, live, placement, spot)
+    return None if pair is None else product(pair, kind, live.places[spot])
+
+
+def _pair(member: Member, live: LiveModel, placement: Placement, spot: str) -> Pair | None:
     """The delta of a place as a product, where the member keeps it as one against the very parameter of this place."""
-    own, base_name, like = placement.sources[spot], placement.keys.get(spot), live.places[spot]
+    base_name = placement.keys.get(spot)
     if base_name is None:  # an adapter may part a tied weight; its factors then go on the one it was tied to
-        pair = member.factors(own) if isinstance(member, AdapterMember) else None
-    else:
-        pair = member.factors(base_name) if _is_at(live, base_name, spot) else None
-    return None if pair is None else product(pair, kind, like)
+        return member.factors(placement.sources[spot]) if isinstance(member, AdapterMember) else None
+    return member.factors(base_name) if _is_at(live, base_name, spot) else None
 
 
 def values(member: Member, live: LiveModel, placement: Placement) -> dict[str, torch.Tensor]:
-    """The variant's own tensors at every changed place, in the model's dtype: what a restored directory would load."""
-    return {spot: member.value(own).to(live.device, live.dtype) for spot, own in placement.sources.items()}
+    """The variant's weights at every changed place, in the model's dtype, by a way that serving does not take.
+
+    What a member keeps as a product is added here densely, and rounded once to the model's dtype: a restored
+    directory in bfloat16 has lost more of a small delta than the server does.
+    """
+    found = {}
+    for spot, own in placement.sources.items():
+        like = live.places[spot]
+        if _pair(member, live, placement, spot) is not None:
+            delta = member.delta(placement.keys.get(spot, own)).to(like.device)
+            found[spot] = (like.float() + delta).to(live.dtype)
+        else:
+            found[spot] = member.value(own).to(live.device, live.dtype)
+    return found
 
 
 def _cannot(member: Member, why: str) -> ServeError:

@@ -10,6 +10,7 @@ import torch
 
 from kinfold.errors import ServeError
 from kinfold.pack.member import Member
+from kinfold.serve.delta import LowRank
 from kinfold.serve.live import LiveModel
 from kinfold.serve.placing import Placement, values
 from kinfold.serve.variant import Variant
@@ -73,7 +74,7 @@ def check(
     _check_count(member, placement)
     stored = stored or {}
     ids = torch.tensor([stored.get("ids") or probe_ids(live.vocabulary)], device=live.device)
-    plain = live.run_with({}, ids)[0]
+    plain = live.plain(ids)[0]
     with live.mixer.rows([variant, None], ids.shape[1]), torch.inference_mode():
         pair = ids.expand(2, -1).contiguous()
         mixed, beside = live.features(live.core(input_ids=pair, attention_mask=torch.ones_like(pair)))
@@ -88,8 +89,9 @@ def check(
         reference = plain
     noise = ULPS * torch.finfo(live.dtype).eps * _size(reference)
     moved, missed = _distance(reference, plain), _distance(mixed, reference)
+    share = SHARE + 2 * _rounding(variant, live, live.stored_dtype if told else live.dtype)
     stuck = variant.changes and moved > 0 and _distance(mixed, plain) <= SHARE * moved and (not told or moved > noise)
-    if not missed <= SHARE * moved + noise or stuck:  # `not <=` so that NaN is refused too
+    if not missed <= share * moved + noise or stuck:  # `not <=` so that NaN is refused too
         raise ServeError(
             f"`{variant.name}` does not answer the probe as its restored weights do: off by {missed:.3g}, where the "
             f"variant is {moved:.3g} from the base",
@@ -104,6 +106,22 @@ def _check_count(member: Member, placement: Placement) -> None:
     lost = [own for own in (*(member.own[name] for name in member.changed), *member.whole) if own not in told]
     if lost:
         raise ServeError(f"`{member.name}` changes {', '.join(f'`{name}`' for name in lost[:5])}, placed nowhere")
+
+
+def _rounding(variant: Variant, live: LiveModel, dtype: torch.dtype) -> float:
+    """What rounding weights to `dtype` takes from the products added to them, as a share of the products' norm.
+
+    The reference has rounded weights, the mixed path has not. A rounding error is uniform, 0.2 epsilon of a weight on
+    average; norms of products come from the factors' Gram matrices.
+    """
+    weights = deltas = 0.0
+    for module, parts in variant.changes.items():
+        for parameter, change in parts.items():
+            if isinstance(change, LowRank):
+                inner, outer = change.inner.float(), change.outer.float()
+                deltas += float(((inner.T @ inner) * (outer @ outer.T)).sum())
+                weights += float(getattr(live.mixer.modules[module], parameter).float().square().sum())
+    return 0.2 * torch.finfo(dtype).eps * (weights / deltas) ** 0.5 if deltas > 0 else 0.0
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

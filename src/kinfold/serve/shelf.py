@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kinfold.checkpoint import Checkpoint
 from kinfold.checkpoint.adapter import is_adapter
-from kinfold.errors import KinfoldError, UnknownModelError
+from kinfold.errors import UnknownModelError
 from kinfold.family.file import FamilyFile
 from kinfold.pack.format import PackFile
 from kinfold.pack.manifest import Manifest
@@ -71,7 +71,7 @@ class Shelf:
         """Look again; what has the same digest as before is not opened.
 
         Raises:
-            KinfoldError, OSError: the catalogue cannot be read; what was known before stays.
+            Exception: of the catalogue, which cannot be read; what was known before stays.
         """
         with self._lock:
             names = self.catalogue.names()
@@ -116,7 +116,7 @@ class Shelf:
                 pairs = zip(members, can, strict=True)
                 return [Item(f"{name}.{m}", digest, name, m, created, able) for m, able in pairs]
             return [Item(name, digest, name, None, created, _peek(self._live, path))]
-        except (KinfoldError, OSError):  # whoever asks for it is told by loading it
+        except Exception:  # of any backend; whoever asks for it is told by loading it
             return [Item(name, digest, name, None, created, usual)]
 
 

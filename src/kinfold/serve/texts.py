@@ -57,8 +57,8 @@ class Tokens:
                 (Path(folder) / path).write_bytes(data)
             try:
                 return transformers.AutoTokenizer.from_pretrained(folder)
-            except (OSError, ValueError) as cause:
-                raise ServeError(f"the tokenizer of `{self.name}` cannot be loaded: {cause}") from cause
+            except Exception as cause:  # of damaged files it raises whatever it runs into
+                raise ServeError(f"the tokenizer of `{self.name}` cannot be loaded: {cause!r}") from cause
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
