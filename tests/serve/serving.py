@@ -126,7 +126,7 @@ def causal(folder: Path) -> Fleet:
     fleet.paths["trees"] = family
     for name in members:
         kinfold.unfold(family, name, folder / f"unfolded-{name}", base=fleet.base)
-        fleet.restored[f"trees.{name}"] = folder / f"unfolded-{name}"
+        fleet.restored[f"trees/{name}"] = folder / f"unfolded-{name}"
     return fleet
 
 

@@ -106,7 +106,7 @@ def test_unknown_names_tell_those_like_them(fleet: Fleet) -> None:
     async def work() -> None:
         engine = fleet.engine()
         with pytest.raises(UnknownModelError, match=r"`trees\.ash`"):
-            await engine.tokenize("trees.ashh", "a")
+            await engine.tokenize("trees/ashh", "a")
         with pytest.raises(UnknownModelError):
             await tokens(engine, "../../etc", [1], greedy(1))
         await engine.close()

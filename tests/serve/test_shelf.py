@@ -46,7 +46,7 @@ def test_families_are_opened_into_their_members(live: LiveModel, fleet: Fleet) -
     shelf = Shelf(Paths(fleet.paths), live, "base")
     shelf.refresh()
     assert shelf.items.keys() == fleet.restored.keys()
-    ash = shelf.get("trees.ash")
+    ash = shelf.get("trees/ash")
     assert (ash.source, ash.member, ash.abilities) == ("trees", "ash", ("generate", "embed"))
     assert ash.created == int(fleet.paths["trees"].stat().st_mtime)
     assert shelf.by_key(ash.key) is ash

@@ -93,6 +93,7 @@ def add(
     parent: str | None = None,
     note: str = "",
     expect: int | None = None,
+    probe: Annotated[bool, Switch] = False,
     store: StoreUrl = DEFAULT,
     format: AsFormat = "human",
 ) -> None:
@@ -112,12 +113,15 @@ def add(
         A line for kinfold store log.
     expect
         The version that must be the current one, 0 for a new name; else nothing is added.
+    probe
+        Of a pack: run the restored model once and keep what it answers, for servers to compare with.
     store
         A folder or a URL.
     format
         human or json.
     """
-    added = open_store(store).add(path, name=name, base=base, parent=parent, note=note, expect=expect)
+    place = open_store(store)
+    added = place.add(path, name=name, base=base, parent=parent, note=note, expect=expect, probe=probe)
 
     emit(added, format, lambda: show_store.added(added, store))
 

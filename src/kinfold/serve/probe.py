@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kinfold.errors import ServeError
 from kinfold.pack.member import Member
+from kinfold.pack.probe import probe_ids
 from kinfold.serve.delta import LowRank
 from kinfold.serve.live import LiveModel
 from kinfold.serve.placing import Placement, values
 from kinfold.serve.variant import Variant
-from kinfold.tasks import Task
 
-TOKENS = 16
 SHARE = 0.1  # of the distance between variant and base that may be missed
 ULPS = 4  # and as many roundings of the dtype, of the outputs' own size
-
-
-def probe_ids(vocabulary: int, seed: int = 0) -> list[int]:
-    """16 token ids below the vocabulary's size, the same everywhere for one seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (TOKENS,), generator=generator).tolist()
-
-
-def probe_outputs(directory: str | Path, *, seed: int = 0, top: int = 32) -> dict[str, Any]:
-    """What a restored variant answers to the probe, for a report that travels with its pack.
-
-    Args:
-        directory: of the restored model.
-        seed: of the probe.
-        top: so many of the likeliest tokens are told.
-
-    Returns:
-        `ids`, and `top`: pairs of token and log-probability after these ids; of an encoder, of index and value of
-        the mean hidden state, the largest first.
-
-    Raises:
-        CheckpointError: transformers cannot load the directory.
-    """
-    task = Task.load(directory)
-    core = task.model if task.model.can_generate() else task.model.base_model
-    ids = probe_ids(core.get_input_embeddings().num_embeddings, seed)
-    given = torch.tensor([ids])
-    with torch.inference_mode():
-        output = core(input_ids=given, attention_mask=torch.ones_like(given))
-    generates = task.model.can_generate()
-    answer = output.logits[0, -1].log_softmax(-1) if generates else output.last_hidden_state[0].mean(0)
-    order = (answer if generates else answer.abs()).topk(min(top, answer.numel())).indices.tolist()
-    return {"ids": ids, "top": [[place, float(answer[place])] for place in order]}
 
 
 def check(

@@ -29,7 +29,7 @@ class Item:
     """A variant that may be asked for.
 
     Attributes:
-        name: `NAME`, or `FAMILY.MEMBER`.
+        name: `NAME`, or `FAMILY/MEMBER`.
         digest: of its file.
         source: the catalogue's name.
         member: of the family.
@@ -114,7 +114,7 @@ class Shelf:
                 family = FamilyFile.open(path)
                 can = [_abilities(self._live, family.member_manifest(member)) for member in members]
                 pairs = zip(members, can, strict=True)
-                return [Item(f"{name}.{m}", digest, name, m, created, able) for m, able in pairs]
+                return [Item(f"{name}/{m}", digest, name, m, created, able) for m, able in pairs]
             return [Item(name, digest, name, None, created, _peek(self._live, path))]
         except Exception:  # of any backend; whoever asks for it is told by loading it
             return [Item(name, digest, name, None, created, usual)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinfold.errors import ServeError, StoreError
 from kinfold.store import Store
@@ -81,6 +81,10 @@ class StoredVariants:
             mended = self._mended(entry)
             self._damaged[ref] = _Damage(_version(entry), time.monotonic(), mended)
             raise
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What the manifest of a variant tells of it; `probe` where it was added with one."""
+        return self._store.manifest(_version(self._entries[name])).report
 
     def _serves(self, entry: Entry) -> bool:
         """Whether it may be a variant of this base.

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from kinfold.errors import StoreError
 from kinfold.pack.member import stem
+from kinfold.pack.probe import probe_pack
 from kinfold.pack.source import created_by
 from kinfold.report.progress import progress
-from kinfold.store import index, inputs
+from kinfold.store import index, inputs, materialise
 from kinfold.store.inputs import Given
 from kinfold.store.lease import Lease, writing
 from kinfold.store.manifest import BaseModelOf, File, Manifest, hash_of, problem
@@ -59,11 +61,13 @@ def add(
     parent: str | None = None,
     note: str = "",
     expect: int | None = None,
+    probe: bool = False,
 ) -> Added:
     """See `Store.add`."""
     name = check_name(stem(Path(path)) if name is None else name)
     given = inputs.look_at(path)
     its_base = _base(place, given, base)
+    report = given.report | ({"probe": _probe(place, given, Path(path), its_base)} if probe else {})
     forebear = None if parent is None else place.refs.resolve(parent).manifest
     files = _files(given)
 
@@ -78,11 +82,11 @@ def add(
             codec=given.codec,
             fingerprint=given.fingerprint,
             reference_bytes=given.reference_bytes,
-            report=given.report,
+            report=report,
             created_by=created_by(),
             created=now(),
         )
-        if before is not None and _is_same(place, before, proposed):
+        if before is not None and _is_same(place, before, proposed, probe):
             return None
         return proposed
 
@@ -176,9 +180,10 @@ def _require_current(name: str, newest: Version | None, expect: int | None) -> N
         )
 
 
-def _is_same(place: Place, before: str, proposed: Manifest) -> bool:
+def _is_same(place: Place, before: str, proposed: Manifest, probe: bool) -> bool:
     try:
-        return place.manifest(before).same_content(proposed)
+        known = place.manifest(before)
+        return known.same_content(proposed) and not (probe and known.report.get("probe") != proposed.report["probe"])
     except StoreError:  # what cannot be read is no reason to refuse a sound copy
         return False
 
@@ -202,6 +207,19 @@ def _files(given: Given) -> list[File]:
         ]
     except (ValidationError, UnicodeError) as cause:
         raise StoreError(f"a file cannot be kept under its name: {problem(cause)}", hint="rename it") from cause
+
+
+def _probe(place: Place, given: Given, path: Path, base: BaseModelOf | None) -> dict[str, Any]:
+    """What the variant answers to the probe; its base must be in the store."""
+    if given.kind != "pack" or base is None:
+        raise StoreError(f"a probe is of packs; `{path}` is a {given.kind}", hint="leave --probe out")
+    name = index.models(place).get(base.fingerprint)
+    if name is None:
+        raise StoreError(
+            f"the base of `{path}`, `{base.name}`, is not in the store, so no probe can be run",
+            hint=f"kinfold store add DIRECTORY --name {base.name}",
+        )
+    return probe_pack(path, materialise.path(place, name))
 
 
 def _base(place: Place, given: Given, base: str | None) -> BaseModelOf | None:

@@ -78,6 +78,7 @@ class Store:
         parent: str | None = None,
         note: str = "",
         expect: int | None = None,
+        probe: bool = False,
     ) -> Added:
         """Add a model directory, a pack, a family or a PEFT adapter folder as the next version of a name.
 
@@ -91,13 +92,17 @@ class Store:
             parent: reference to what it was made from; by default the version before.
             note: a line for `log`.
             expect: the version that must be current, 0 for a new name; by default any.
+            probe: of a pack, run the restored model once and keep what it answers, for servers to compare with.
 
         Raises:
-            StoreError: the name or a reference is at fault, `base` is another one, or `expect` is not current.
+            StoreError: the name or a reference is at fault, `base` is another one, a probe cannot be run, or `expect`
+                is not current.
             CheckpointError, PackError, AdapterError: nothing readable is at `path`.
             OutputError: the disk cannot take it.
         """
-        return adding.add(self._place, path, name=name, base=base, parent=parent, note=note, expect=expect)
+        return adding.add(
+            self._place, path, name=name, base=base, parent=parent, note=note, expect=expect, probe=probe
+        )
 
     def ls(self) -> list[Entry]:
         """The current version of every name, in order of name."""
