@@ -43,9 +43,9 @@ def linear_layers(live: LiveModel) -> Shapes:
     return {name: (module.out_features, module.in_features) for name, module in found.items()}
 
 
-def synthetic(live: LiveModel, number: int, dense: bool) -> Variant:
+def synthetic(live: LiveModel, base: Variant, number: int, dense: bool) -> Variant:
     """A variant that was never on disk."""
-    base, generator = base_variant(live, "base"), torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(number)
 
     def noise(*shape: int) -> torch.Tensor:
         return (1e-3 * torch.randn(shape, generator=generator)).to(live.dtype)
@@ -76,13 +76,14 @@ def speed(live: LiveModel, variants: list[Variant], tokens: int) -> float:
 
 def throughput(model: Path, tokens: int) -> dict[str, float]:
     live = LiveModel.open(model, dtype="float32")
-    found = {}
+    base, found = base_variant(live, "base"), {}
+    base.tokens.warm()
     for label, variants in (
-        ("base", lambda: [base_variant(live, "base")] * BATCH),
-        ("one low-rank variant", lambda: [synthetic(live, 0, False)] * BATCH),
-        ("8 low-rank variants", lambda: [synthetic(live, number, False) for number in range(BATCH)]),
-        ("one dense variant", lambda: [synthetic(live, 0, True)] * BATCH),
-        ("8 dense variants", lambda: [synthetic(live, number, True) for number in range(BATCH)]),
+        ("base", lambda: [base] * BATCH),
+        ("one low-rank variant", lambda: [synthetic(live, base, 0, False)] * BATCH),
+        ("8 low-rank variants", lambda: [synthetic(live, base, number, False) for number in range(BATCH)]),
+        ("one dense variant", lambda: [synthetic(live, base, 0, True)] * BATCH),
+        ("8 dense variants", lambda: [synthetic(live, base, number, True) for number in range(BATCH)]),
     ):
         batch = variants()
         found[label] = speed(live, batch, tokens)

@@ -16,6 +16,8 @@ import torch
 
 import kinfold
 from adapters import make
+from kinfold.pack.member import Base
+from kinfold.pack.members import materialise, open_member
 from kinfold.serve.catalogue import Paths
 from kinfold.serve.engine import ModelEngine
 from kinfold.serve.request import Chunk, Sampling
@@ -153,6 +155,9 @@ def tied(folder: Path) -> Fleet:
     apart = lively(tie_word_embeddings=False)
     apart.load_state_dict({**model.state_dict()})
     fleet.add("apart", tuned(apart, folder / "apart", 6, 0.5, "lm_head"))
+    make(model, folder / "parting", 5, r=4, lora_alpha=16, target_modules=["lm_head", "q_proj"])
+    materialise(open_member(folder / "parting", Base.open(fleet.base)), folder / "parted")
+    fleet.add("parting", folder / "parting", folder / "parted")
     return fleet
 
 

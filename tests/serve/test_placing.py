@@ -162,3 +162,18 @@ def test_another_architecture(live: LiveModel, tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path / "v")
     with pytest.raises((ServeError, CheckpointError)):
         load(live, tmp_path / "v")
+
+
+def test_base_heads_that_serving_does_not_use(tmp_path: Path) -> None:
+    """The head of a masked LM is set aside: embeddings do without it."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = BertForMaskedLM(BertConfig(**sizes, num_attention_heads=4)).eval()
+    model.save_pretrained(tmp_path / "base")
+    tuned(model, tmp_path / "v", 1)
+    live = LiveModel.open(tmp_path / "base")
+    variant = load(live, tmp_path / "v")
+    assert variant.abilities == ("embed",)
+    assert not any(name.startswith("cls") for name in variant.changes)

@@ -112,3 +112,10 @@ def test_half_precision(fleet: Fleet, name: str) -> None:
     wrong.changes = {}
     with pytest.raises(ServeError):
         probe.check(live, wrong, *given[1:])
+
+
+def test_a_variant_equal_to_the_base_passes(live: LiveModel, fleet: Fleet) -> None:
+    member = open_variant(fleet.base, live.base, "same")
+    variant, placement = load_variant(live, member, "1", base_variant(live, "base"))
+    assert not variant.changes
+    probe.check(live, variant, member, placement)

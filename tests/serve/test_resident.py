@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -158,6 +159,8 @@ def test_close_tells_those_who_wait(loads: Loads) -> None:
     residents = Residents(loads, 100)
     residents.acquire(("a", "1")).result(SECONDS)
     blocked = residents.acquire(("b", "1"))  # no room
+    while loads.asked != ["a", "b"]:
+        time.sleep(0.01)
     queued = residents.acquire(("c", "1"))
     residents.close()
     for future in (blocked, queued):

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from serving import Fleet, byte_tokenizer, causal, run, tied
+from serving import Fleet, byte_tokenizer, causal, expected, greedy, run, tied, tokens
 
+from kinfold.errors import ServeError
 from kinfold.serve.heads import labels_of
 from kinfold.serve.live import LiveModel, read_json
 from kinfold.serve.variant import Variant, base_variant, load_variant, members_at, open_variant
@@ -74,11 +75,21 @@ def test_json_of_unknown_origin() -> None:
     assert read_json(b"[1]") == read_json(b"{") == read_json(None) == {}
 
 
+def test_a_damaged_tokenizer_refuses_the_variant_and_nobody_else(fleet: Fleet, tmp_path: Path) -> None:
+    shutil.copytree(fleet.paths["full"], tmp_path / "v")
+    (tmp_path / "v" / "tokenizer.json").write_text("{}")
+
+    async def work() -> None:
+        engine = fleet.engine({"v": tmp_path / "v"})
+        with pytest.raises(ServeError, match="tokenizer of `v` cannot be loaded"):
+            await tokens(engine, "v", [1, 2], greedy(5))
+        assert await tokens(engine, "base", [1, 2], greedy(5)) == expected(fleet.base, [1, 2], 5)
+        await engine.close()
+
+    run(work())
+
+
 def test_without_a_tokenizer_ids_are_answered_and_stop_texts_refused(fleet: Fleet, tmp_path: Path) -> None:
-    from serving import expected, greedy, tokens
-
-    from kinfold.errors import ServeError
-
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copy(fleet.base / name, tmp_path / name)
 

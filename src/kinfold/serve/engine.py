@@ -68,6 +68,7 @@ class ModelEngine:
         self.base = name or live.base.checkpoint.directory.resolve().name
         self.max_tokens = min(live.limit, max_tokens or live.limit)
         self._base = base_variant(live, self.base)
+        self._base.tokens.warm()
         self._capacity, self._poll_seconds = max_batch + queue, poll_seconds
         self._seats = 0
         self._free = asyncio.Event()
@@ -282,6 +283,7 @@ class ModelEngine:
         variant, placement = load_variant(self.live, member, item.digest, self._base)
         stored = probe_of(catalogue, item.source) if item.member is None else None
         probe.check(self.live, variant, member, placement, stored)
+        variant.tokens.warm()
         self._abilities[key] = variant.abilities
         return variant
 

@@ -223,7 +223,8 @@ def _added(name: str, kind: Kind, plan: Plan, site: _Site, given: torch.Tensor, 
         mask = plan.mask(site.ranks, flat)
         if mask is not None:
             hidden = hidden.masked_fill(mask.view(mask.shape[0], *[1] * (hidden.dim() - 2), mask.shape[1]), 0)
-        output += hidden @ site.outer
+        # added in place: an output of its own would cost more than the product
+        output.view(-1, output.shape[-1]).addmm_(hidden.reshape(-1, hidden.shape[-1]), site.outer)
     for place, delta in site.dense.items():
         _add(plan, place, flat, output, given, lambda x, delta=delta: _dense(kind, x, delta))
     for place, delta in site.biases.items():

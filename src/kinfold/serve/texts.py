@@ -60,6 +60,15 @@ class Tokens:
             except Exception as cause:  # of damaged files it raises whatever it runs into
                 raise ServeError(f"the tokenizer of `{self.name}` cannot be loaded: {cause!r}") from cause
 
+    def warm(self) -> None:
+        """Load it now, if there is one: the running batch is not to wait for that.
+
+        Raises:
+            ServeError: its files are damaged.
+        """
+        with self._lock:
+            _ = self.there and self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
         with self._lock:
