@@ -105,7 +105,7 @@ def test_tokenize_and_chat(fleet: Fleet) -> None:
 def test_unknown_names_tell_those_like_them(fleet: Fleet) -> None:
     async def work() -> None:
         engine = fleet.engine()
-        with pytest.raises(UnknownModelError, match=r"`trees\.ash`"):
+        with pytest.raises(UnknownModelError, match=r"`trees/ash`"):
             await engine.tokenize("trees/ashh", "a")
         with pytest.raises(UnknownModelError):
             await tokens(engine, "../../etc", [1], greedy(1))

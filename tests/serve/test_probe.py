@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from serving import Fleet, causal, encoders, loaded
+from serving import Fleet, causal, encoders
 
 from kinfold.errors import ServeError
+from kinfold.pack.probe import probe_outputs
 from kinfold.serve import probe
 from kinfold.serve.delta import Dense, LowRank
 from kinfold.serve.live import LiveModel

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from stores import contents, digest, parts
 
+import kinfold
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.adapter import Adapter
 from kinfold.errors import CheckpointError, StoreError
+from kinfold.pack.probe import probe_outputs
 from kinfold.store import Store, inputs
 from kinfold.store.inputs import look_at
 from models import Pair, pico, raw, save
@@ -127,3 +129,24 @@ def test_a_file_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no \*.safetensors"):
         look_at(tmp_path)
+
+
+def test_a_probe_is_kept_with_a_pack(llama_pair: Pair, tmp_path: Path, local: Store) -> None:
+    local.add(llama_pair.base, name="base")
+    kinfold.pack(llama_pair.base, llama_pair.variant, tmp_path / "movie", codec="exact")
+    assert "probe" not in local.info(f"movie@{local.add(tmp_path / 'movie').version}").report
+    told = local.add(tmp_path / "movie", probe=True)  # the same bytes, and more is known
+    assert (told.version, told.new_bytes, told.unchanged) == (2, 0, False)
+    assert local.info("movie").report["probe"] == probe_outputs(llama_pair.variant)
+    assert local.add(tmp_path / "movie", probe=True).unchanged
+    assert local.add(tmp_path / "movie").unchanged  # and is not forgotten
+
+
+def test_probes_that_cannot_be_run(llama_pair: Pair, tmp_path: Path, local: Store) -> None:
+    kinfold.pack(llama_pair.base, llama_pair.variant, tmp_path / "movie", codec="exact")
+    with pytest.raises(StoreError, match="is not in the store, so no probe can be run") as caught:
+        local.add(tmp_path / "movie", probe=True)
+    assert "kinfold store add" in caught.value.hint
+    with pytest.raises(StoreError, match=r"a probe is of packs; .* is a model"):
+        local.add(llama_pair.base, probe=True)
+    assert local.names() == {}

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 class Catalogue(Protocol):
     """Names of variants; a store is one. Both methods are called from a thread of their own, `names` often.
 
-    A catalogue may also have `report(name) -> dict`, whose `probe` is what `pack.probe.probe_outputs` said of the variant.
+    A catalogue may also have `report(name) -> dict`, whose `probe` is what `pack.probe.probe_outputs` said of the
+    variant.
     """
 
     def names(self) -> Mapping[str, str]:

@@ -100,9 +100,7 @@ class Store:
             CheckpointError, PackError, AdapterError: nothing readable is at `path`.
             OutputError: the disk cannot take it.
         """
-        return adding.add(
-            self._place, path, name=name, base=base, parent=parent, note=note, expect=expect, probe=probe
-        )
+        return adding.add(self._place, path, name=name, base=base, parent=parent, note=note, expect=expect, probe=probe)
 
     def ls(self) -> list[Entry]:
         """The current version of every name, in order of name."""
