@@ -114,9 +114,9 @@ class CompressedLayer(DynamicLayer):
     def full_bytes(self) -> int:
         """What a `DynamicLayer` would hold for the tokens seen, in bytes."""
         pair = self.pending or (self.keys, self.values)
-        if not self.seen or pair[0] is None or pair[1] is None:
+        if not self.seen:
             return 0
-        return sum(t.shape[0] * t.shape[1] * self.seen * t.shape[3] * t.element_size() for t in pair)
+        return sum(t.shape[0] * t.shape[1] * self.seen * t.shape[3] * t.element_size() for t in pair if t is not None)
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -228,8 +228,8 @@ class KVCache(Cache):
         return layer if isinstance(layer, CompressedLayer) and layer.updated else None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
-    ) -> Pair:
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
         """As `Cache.update`.
 
         Raises:
