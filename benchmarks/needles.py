@@ -15,11 +15,12 @@ from kinfold.demo.sources import ORANGE
 from kinfold.demo.texts import TASKS, orange_table
 from kinfold.errors import DataError
 
-NAMES = (
-    "Alice Bruno Carla David Elena Frank Greta Henry Irene James Karen Louis Maria Nadia Oscar Paula Quinn Roger Sarah "
-    "Thomas Ursula Victor Wendy Xavier Yvonne Zachary Adam Bella Colin Diana Edgar Fiona George Hannah Isaac Julia "
-    "Kevin Laura Martin Nora"
-).split()
+NAMES = [
+    "Alice", "Bruno", "Carla", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "James", "Karen", "Louis", "Maria",
+    "Nadia", "Oscar", "Paula", "Quinn", "Roger", "Sarah", "Thomas", "Ursula", "Victor", "Wendy", "Xavier", "Yvonne",
+    "Zachary", "Adam", "Bella", "Colin", "Diana", "Edgar", "Fiona", "George", "Hannah", "Isaac", "Julia", "Kevin",
+    "Laura", "Martin", "Nora",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
