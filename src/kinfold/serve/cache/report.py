@@ -25,6 +25,7 @@ class KVReport:
         others: layers that were not taken over: number -> class.
         residual: by layer, the share of the energy of keys and values that what is stored cannot give back.
         reads: by decoding step, the most entries any layer read for a KV head; empty where all are read always.
+        reads_by_layer: the same by layer: number -> entries by step.
         counts: other numbers of a method, by name.
         notes: sentences for the reader.
     """
@@ -37,6 +38,7 @@ class KVReport:
     others: Mapping[int, str] = field(default_factory=dict)
     residual: Mapping[int, float] = field(default_factory=dict)
     reads: tuple[int, ...] = ()
+    reads_by_layer: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -65,6 +67,7 @@ class KVReport:
             "other_layers": {str(number): name for number, name in self.others.items()},
             "residual_energy": {str(number): share for number, share in self.residual.items()},
             "entries_read": reads or None,
+            "entries_read_by_layer": {str(number): list(steps) for number, steps in self.reads_by_layer.items()},
             **self.counts,
             "notes": list(self.notes),
         }
