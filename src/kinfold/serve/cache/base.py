@@ -34,6 +34,8 @@ class CompressedLayer(DynamicLayer):
 
     is_croppable = False
     is_compileable = False
+    float32_kinds: tuple[str, ...] = ()
+    """Kinds of `held` that stay float32 in a model of 16 bits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,6 +111,13 @@ class CompressedLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the mask: all tokens seen, from the first."""
         return self.seen + query_length, 0
+
+    @property
+    def tail(self) -> Pair:
+        """`keys` and `values` of a layer that has been given tokens."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     @property
     def full_bytes(self) -> int:

@@ -20,6 +20,7 @@ class KVReport:
         tokens: seen by each row, stored or not.
         kinds: bytes held by the compressed layers, by kind; measured from the tensors.
         full_bytes: what an uncompressed cache would hold in those layers, in its own dtype.
+        ratio_16bit: what `ratio` would be were the model's dtype 16 bits wide, as served models' are.
         shared_bytes: held once for all caches of a model, such as calibrated bases; not in `kinds`.
         others: layers that were not taken over: number -> class.
         residual: by layer, the share of the energy of keys and values that what is stored cannot give back.
@@ -32,6 +33,7 @@ class KVReport:
     tokens: int
     kinds: Mapping[str, int]
     full_bytes: int
+    ratio_16bit: float = 1.0
     shared_bytes: int = 0
     others: Mapping[int, str] = field(default_factory=dict)
     residual: Mapping[int, float] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class KVReport:
             "bytes": self.bytes,
             "full_bytes": self.full_bytes,
             "ratio": self.ratio,
+            "ratio_16bit": self.ratio_16bit,
             "shared_bytes": self.shared_bytes,
             "bytes_by_kind": dict(self.kinds),
             "other_layers": {str(number): name for number, name in self.others.items()},
@@ -73,10 +76,15 @@ class KVReport:
 def count(cache: KVCache, **more: Any) -> KVReport:
     """The part of a report that is counted the same way for every method; `more` are further fields."""
     kinds: Counter[str] = Counter()
-    full = tokens = 0
+    full = full_values = small = tokens = 0
     for _, layer in cache.compressed_layers():
         tokens, full = layer.seen, full + layer.full_bytes
+        if layer.seen:
+            full_values += layer.full_bytes // layer.dtype.itemsize
         for kind, tensor in layer.held():
             kinds[kind] += tensor.numel() * tensor.element_size()
+            shrinks = tensor.dtype == layer.dtype and kind not in layer.float32_kinds
+            small += tensor.numel() * (2 if shrinks else tensor.element_size())
     others = {n: type(layer).__name__ for n, layer in enumerate(cache.layers) if n not in cache.compressed}
-    return KVReport(tokens, dict(kinds), full, others=others, **more)
+    ratio = small / (2 * full_values) if full_values else 1.0
+    return KVReport(tokens, dict(kinds), full, ratio, others=others, **more)

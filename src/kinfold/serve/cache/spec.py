@@ -6,7 +6,7 @@ A module that offers a cache calls `register` with a name and a function from op
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -81,21 +81,39 @@ def attached(cache: Cache, model: Any) -> AbstractContextManager[Any]:
     return cache.attached(model) if isinstance(cache, KVCache) else nullcontext(cache)
 
 
-def config_from(kind: type[Config], name: str, options: Options) -> Config:
-    """A config from the texts of its fields; `none` stands for None.
+def config_from(kind: type[Config], name: str, options: Mapping[str, Any], also: Sequence[str] = ()) -> Config:
+    """A config from values or texts of its fields; `none` stands for None.
+
+    Args:
+        kind: of the config.
+        name: of the cache.
+        options: field -> value or text.
+        also: further options of the cache, that the caller has read.
 
     Raises:
         CacheError: a field is not known, or its value not allowed.
     """
-    unknown = sorted(set(options) - set(kind.model_fields))
+    unknown = [key for key in options if key not in kind.model_fields]
     if unknown:
-        raise CacheError(f"`{name}` has no option `{unknown[0]}`; it has {', '.join(kind.model_fields)}")
+        raise CacheError(f"`{name}` has no option `{unknown[0]}`; it has {', '.join([*also, *kind.model_fields])}")
     try:
         return kind.model_validate({key: None if value == "none" else value for key, value in options.items()})
     except ValidationError as cause:
         first = cause.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1]) or name
         raise CacheError(f"`{where}` of the cache `{name}`: {first['msg']}, given {first['input']!r}") from cause
+
+
+def number_from(text: str | None, name: str) -> float | None:
+    """The number that the option `name` was given; None where it was not.
+
+    Raises:
+        CacheError: it is no number.
+    """
+    try:
+        return None if text is None else float(text)
+    except ValueError as cause:
+        raise CacheError(f"`{name}={text}` is no number") from cause
 
 
 def _full(options: Options) -> Make:
