@@ -243,9 +243,9 @@ def test_sliding_layers_of_a_hybrid_keep_their_class() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_sentence_longer_than_a_step_reads_is_warned_of() -> None:
     model, ids = decoder(), torch.full((1, 40), 5)
-    with cache_of(model).attached(model) as cache:
-        with pytest.warns(UserWarning, match="a sentence of the prompt has 40 tokens and a step reads 16"):
-            logits(model, cache, [ids])
+    message = "a sentence of the prompt has 40 tokens and a step reads 16"
+    with cache_of(model).attached(model) as cache, pytest.warns(UserWarning, match=message):
+        logits(model, cache, [ids])
     assert any("has 40 tokens" in note for note in cache.report().notes)
 
 

@@ -19,7 +19,9 @@ from kinfold.serve.cache.sentences import (
     stops_by_length,
 )
 
-LETTERS = "abAZ09 .!?,;:\"')]}»’”…。！？\n\té-"
+ENDS = ".!?\u2026\u3002\uff01\uff1f"
+CLOSING = " \"')]}\u00bb\u2019\u201d"
+LETTERS = f"abAZ09,;:\n\té-{ENDS}{CLOSING}"
 
 
 def byte_level(words: list[str]) -> Any:
@@ -45,9 +47,9 @@ def is_stop(text: str) -> bool:
     if "\n" in text:
         return True
     for character in reversed(text):
-        if character in ".!?…。！？":
+        if character in ENDS:
             return True
-        if character not in " \"')]}»’”":
+        if character not in CLOSING:
             return False
     return False
 
