@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kinfold.serve.cache.base import CompressedLayer, KVCache, Pair, Seen
 from kinfold.serve.cache.report import KVReport, count
@@ -24,15 +24,22 @@ class QuantKVConfig(BaseModel):
 
     Attributes:
         version: of this set of fields.
-        bits: of one number, besides its share of the group's scale and least value (1 bit in 16-bit models).
+        bits: of one number, 2, 4 or 8, besides its share of the group's scale and least value (1 bit in 16-bit models).
         recent_tokens: at least this many of the last tokens stay whole, at most 31 more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    bits: Literal[2, 4, 8] = 4
+    bits: int = 4
     recent_tokens: Annotated[int, Field(ge=0)] = 32
+
+    @field_validator("bits")
+    @classmethod
+    def _known(cls, bits: int) -> int:
+        if bits not in (2, 4, 8):
+            raise ValueError("there are 2, 4 and 8 bits")
+        return bits
 
 
 class Coded:
