@@ -11,7 +11,7 @@ KINDS = ("llama", "qwen3", "mistral", "hybrid")
 
 
 def decoder(kind: str = "llama", attention: str = "sdpa", seed: int = 0) -> Any:
-    """One of `KINDS`: 2 layers (4 in the hybrid, every second with a sliding window of 16), 4 heads, 2 KV heads of 16."""
+    """One of `KINDS`: 2 layers (hybrid: 4, every second with a sliding window of 16), 4 heads, 2 KV heads of 16."""
     import transformers
 
     name = {"llama": "Llama", "qwen3": "Qwen3", "mistral": "Mistral", "hybrid": "Qwen3"}[kind]

@@ -9,6 +9,9 @@ from kinfold.serve.cache.lowrank import OjaKVCache
 from kinfold.serve.cache.lowrank_config import OjaKVConfig
 from kinfold.serve.cache.quant import QuantKVCache, QuantKVConfig
 from kinfold.serve.cache.report import KVReport
+from kinfold.serve.cache.sentence import SentenceKVCache
+from kinfold.serve.cache.sentence_config import SentenceKVConfig
+from kinfold.serve.cache.sentences import sentence_stop_ids
 from kinfold.serve.cache.spec import CacheSpec, attached, parse_cache, parse_caches
 
 __all__ = [
@@ -21,11 +24,14 @@ __all__ = [
     "OjaKVConfig",
     "QuantKVCache",
     "QuantKVConfig",
+    "SentenceKVCache",
+    "SentenceKVConfig",
     "activate",
     "attached",
     "calibrate",
     "drift",
     "parse_cache",
     "parse_caches",
+    "sentence_stop_ids",
     "switched",
 ]

@@ -26,7 +26,7 @@ def importance(query: Tensor, key: Tensor, valid: Tensor, scaling: float, kernel
     Args:
         query: (B, heads, w, d), those of the last w tokens.
         key: (B, H, n, d).
-        valid: (B, n) bool, False at padding.
+        valid: (B, n) bool, False at padding, which is on the left: where the window holds some, all before it is.
         scaling: factor of the scores.
         kernel: odd.
     """
@@ -37,7 +37,6 @@ def importance(query: Tensor, key: Tensor, valid: Tensor, scaling: float, kernel
     future = torch.ones(window, tokens, dtype=torch.bool, device=key.device).triu(tokens - window + 1)
     hidden = future | ~valid[:, None, :]  # (B, w, n)
     weights = scores.masked_fill_(hidden[:, None, None], -1e30).softmax(-1)
-    weights = weights * valid[:, None, None, tokens - window :, None]  # what padding attends to counts for nothing
     summed = weights.sum(-2).mean(2)[..., : tokens - window]
     if kernel > 1 and summed.shape[-1]:
         summed = F.max_pool1d(summed, kernel, stride=1, padding=kernel // 2)

@@ -157,8 +157,8 @@ class SentenceKVLayer(CompressedLayer):
     def _reads_everything(self, query: Tensor) -> Tensor:
         """(B,) bool; takes the queries into the running sentence's mean."""
         valid, tokens, config = there(self.valid), there(self._tokens), self.config
-        every = query.shape[2] > 1 or config.mode == "snapkv" or config.tokens_read >= valid.shape[-1]
-        result = torch.full((len(query),), every, device=query.device)
+        every = config.mode == "snapkv" or config.tokens_read >= valid.shape[-1]
+        result = (tokens.valid.sum(1) > 1) | every
         if self.index is None:
             return result
         number = self.index.running[:, None] + tokens.offset
