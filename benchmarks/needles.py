@@ -6,7 +6,6 @@ each in SmolLM2's vocabulary, so a code is four tokens.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,26 +13,7 @@ import torch
 from kinfold.demo.sources import ORANGE
 from kinfold.demo.texts import TASKS, orange_table
 from kinfold.errors import DataError
-
-NAMES = [
-    "Alice", "Bruno", "Carla", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "James", "Karen", "Louis", "Maria",
-    "Nadia", "Oscar", "Paula", "Quinn", "Roger", "Sarah", "Thomas", "Ursula", "Victor", "Wendy", "Xavier", "Yvonne",
-    "Zachary", "Adam", "Bella", "Colin", "Diana", "Edgar", "Fiona", "George", "Hannah", "Isaac", "Julia", "Kevin",
-    "Laura", "Martin", "Nora",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Haystack:
-    """A text with needles; `needles` are (name, code of four digits) in the order they occur."""
-
-    text: str
-    needles: tuple[tuple[str, str], ...]
-
-    @staticmethod
-    def question(name: str) -> str:
-        """What is asked after the text, and before ` DDDD`."""
-        return f"\n\nThe secret code of {name} is"
+from kinfold.serve.cache.questions import Haystack, draw, needle
 
 
 def haystacks(tokenizer: Any, count: int, *, tokens: int = 600, needles: int = 5, seed: int = 0) -> list[Haystack]:
@@ -45,11 +25,11 @@ def haystacks(tokenizer: Any, count: int, *, tokens: int = 600, needles: int = 5
         while length < tokens:
             sentences.append(rng.choice(snippets))
             length += len(tokenizer(sentences[-1] + " ", add_special_tokens=False)["input_ids"])
-        hidden = [(name, f"{rng.randrange(10_000):04}") for name in rng.sample(NAMES, needles)]
+        hidden = draw(needles, rng)
         places = sorted(rng.sample(range(len(sentences) + 1), needles), reverse=True)
-        for place, (name, code) in zip(places, reversed(hidden), strict=True):
-            sentences.insert(place, f"The secret code of {name} is {code}.")
-        found.append(Haystack(" ".join(sentences), tuple(hidden)))
+        for place, one in zip(places, reversed(hidden), strict=True):
+            sentences.insert(place, needle(*one))
+        found.append(Haystack(" ".join(sentences), hidden))
     return found
 
 

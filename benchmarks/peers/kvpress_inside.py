@@ -30,7 +30,8 @@ def run(model: Any, ids: dict[str, torch.Tensor], press: Any) -> tuple[torch.Ten
     from transformers import DynamicCache
 
     prompt, count = ids["prompt"], ids["prompt"].shape[1]
-    whole, cache = DynamicCache(), DynamicCache()
+    whole: Any = DynamicCache()
+    cache: Any = DynamicCache()
     model(prompt, past_key_values=whole)
     with press(model):
         model(prompt, past_key_values=cache)
@@ -40,10 +41,12 @@ def run(model: Any, ids: dict[str, torch.Tensor], press: Any) -> tuple[torch.Ten
 
 
 def main() -> None:
-    import kvpress
+    import kvpress  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     torch.set_num_threads(1)
+    logging.disable_progress_bar()
     folder = Path(sys.argv[1])
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     ids, out = load_file(folder / "ids.safetensors"), {}

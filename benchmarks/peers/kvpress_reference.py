@@ -29,6 +29,7 @@ from fleet import machine, run_script
 from grid import RESULTS
 from kinfold.demo.sources import cache_dir
 from kinfold.serve.cache import SentenceKVCache, SentenceKVConfig
+from kinfold.tasks import quiet_transformers
 
 PINS = ("torch==2.13.0", "kvpress==0.5.5")
 TOKENS, WINDOW, SINKS = 400, 32, 4
@@ -60,7 +61,7 @@ def pico_llama() -> Any:
         tie_word_embeddings=False,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -91,11 +92,12 @@ def keep(model: Any, ids: dict[str, torch.Tensor], options: dict[str, Any]) -> t
     from kvpress_inside import places
     from transformers import DynamicCache
 
-    whole = DynamicCache(config=model.config)
+    whole: Any = DynamicCache(config=model.config)
     model(ids["prompt"], past_key_values=whole)
     with SentenceKVCache(model, config=SentenceKVConfig(**options)).attached(model) as cache:
         model(ids["prompt"], past_key_values=cache)
-        kept = [places(a.keys[0], b.keys[0]) for a, b in zip(cache.layers, whole.layers, strict=True)]
+        layers: Any = cache.layers
+        kept = [places(a.keys[0], b.keys[0]) for a, b in zip(layers, whole.layers, strict=True)]
     if options["mode"] == "streaming":  # kvpress adds the new token to what is kept, we let the oldest go for it
         options = options | {"tokens_read": options["tokens_read"] + 1}
     with SentenceKVCache(model, config=SentenceKVConfig(**options)).attached(model) as cache:
@@ -120,7 +122,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model.save_pretrained(folder / "model")
+        with quiet_transformers():
+            model.save_pretrained(folder / "model")
         save_file(ids, folder / "ids.safetensors")
         (folder / "jobs.json").write_text(json.dumps(todo))
         inside = [python, Path(__file__).with_name("kvpress_inside.py"), folder]

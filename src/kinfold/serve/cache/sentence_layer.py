@@ -49,6 +49,8 @@ class SentenceKVLayer(CompressedLayer):
         dropped: entries of the prompt that were not stored, for a KV head.
     """
 
+    float32_kinds = ("sentence vectors",)
+
     def __init__(self, config: SentenceKVConfig, stop_ids: Tensor | None) -> None:
         super().__init__()
         self.config = config
