@@ -3,7 +3,8 @@
 from kinfold.serve.cache.attach import activate, switched
 from kinfold.serve.cache.base import KVCache
 from kinfold.serve.cache.basis import KVBasis
-from kinfold.serve.cache.calibrate import DriftReport, calibrate, drift
+from kinfold.serve.cache.calibrate import calibrate
+from kinfold.serve.cache.drift import DriftReport, drift
 from kinfold.serve.cache.lowrank import OjaKVCache
 from kinfold.serve.cache.lowrank_config import OjaKVConfig
 from kinfold.serve.cache.quant import QuantKVCache, QuantKVConfig

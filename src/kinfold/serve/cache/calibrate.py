@@ -1,4 +1,4 @@
-"""Bases out of a model's own keys and values, and how well they fit another model or other texts."""
+"""Bases out of a model's own keys and values."""
 
 from __future__ import annotations
 
@@ -65,33 +65,6 @@ def _add(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
     return more if total is None else total + more
 
 
-@dataclass(frozen=True)
-class DriftReport:
-    """How much of a model's keys and values a basis cannot hold.
-
-    Attributes:
-        key, value: layer number -> by KV head, the share of this model's energy outside the basis.
-        own_key, own_value: the same of the calibration itself; empty where the basis was cut.
-        tokens: measured on.
-    """
-
-    key: Energies
-    value: Energies
-    own_key: Energies
-    own_value: Energies
-    tokens: int
-
-    @property
-    def key_mean(self) -> float:
-        """Mean over layers and heads."""
-        return mean_share(self.key)
-
-    @property
-    def value_mean(self) -> float:
-        """Mean over layers and heads."""
-        return mean_share(self.value)
-
-
 def mean_share(shares: Energies) -> float:
     """Mean over layers and heads; NaN where there are none."""
     flat = [share for row in shares.values() for share in row]
@@ -136,7 +109,7 @@ def calibrate(
     for given in (ratio, value_ratio):
         if given is not None:
             ratio_rank(given, 1)
-    moments, tokens = _measure(model, chosen_texts(model, input_ids, max_tokens, seed))
+    moments, tokens = measure_moments(model, chosen_texts(model, input_ids, max_tokens, seed))
     key: dict[int, torch.Tensor] = {}
     value: dict[int, torch.Tensor] = {}
     for number, (of_keys, of_values, of_queries) in moments.items():
@@ -150,34 +123,39 @@ def calibrate(
         "max_tokens": max_tokens,
         "seed": seed,
     }
-    kept = [_rest(_left(moments, half, bases)) for half, bases in ((0, key), (1, value))]
+    kept = [rest_of(energies_left(moments, half, bases)) for half, bases in ((0, key), (1, value))]
     return KVBasis(key, value, kept[0], kept[1], base_of(model), tokens, options)
 
 
-def drift(
-    model: Any, basis: KVBasis, input_ids: Iterable[torch.Tensor], *, max_tokens: int = 16_384, seed: int = 0
-) -> DriftReport:
-    """What `basis` leaves out of this model's keys and values on some texts.
-
-    Args:
-        model, input_ids, max_tokens, seed: as `calibrate`.
-        basis: of this model or another of the same shape.
-
-    Raises:
-        CacheError: the basis does not fit the model, or as `calibrate`.
-    """
-    refuse_basis(model, basis)
-    moments, tokens = _measure(model, chosen_texts(model, input_ids, max_tokens, seed))
-    key, value = (_left(moments, half, bases) for half, bases in ((0, basis.key), (1, basis.value)))
-    return DriftReport(key, value, _rest(basis.key_energy), _rest(basis.value_energy), tokens)
-
-
-def _left(moments: Mapping[int, Moments], half: int, bases: Bases) -> Energies:
+def energies_left(moments: Mapping[int, Moments], half: int, bases: Bases) -> Energies:
+    """By layer and head, the share of the energy of keys (half 0) or values (1) outside `bases`."""
     return {number: energy_left(moment[half], bases[number]) for number, moment in moments.items()}
 
 
-def _rest(shares: Energies) -> Energies:
+def rest_of(shares: Energies) -> Energies:
+    """1 minus each share."""
     return {number: tuple(1 - share for share in row) for number, row in shares.items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A basis in a few numbers: ranks are the largest over layers, energies means over layers and heads."""
+
+    tokens: int
+    width: int
+    key_rank: int
+    value_rank: int
+    key_energy: float
+    value_energy: float
+    bytes: int
+
+
+def summary(basis: KVBasis) -> Summary:
+    """Ranks and energies of `basis`."""
+    ranks = [max(half.shape[2] for half in bases.values()) for bases in (basis.key, basis.value)]
+    energies = [mean_share(told) for told in (basis.key_energy, basis.value_energy)]
+    width = next(iter(basis.key.values())).shape[1]
+    return Summary(basis.tokens, width, ranks[0], ranks[1], energies[0], energies[1], basis.nbytes)
 
 
 def chosen_texts(model: Any, input_ids: Iterable[torch.Tensor], max_tokens: int, seed: int) -> list[torch.Tensor]:
@@ -203,7 +181,7 @@ def chosen_texts(model: Any, input_ids: Iterable[torch.Tensor], max_tokens: int,
     return found
 
 
-def _measure(model: Any, texts: list[torch.Tensor]) -> tuple[Mapping[int, Moments], int]:
+def measure_moments(model: Any, texts: list[torch.Tensor]) -> tuple[Mapping[int, Moments], int]:
     """float64 second moments (kv_heads, d, d) of keys, values and each group's queries, by layer; tokens read."""
     cache = KVCache(model, _Moments)
     with torch.inference_mode(), cache.attached(model):
