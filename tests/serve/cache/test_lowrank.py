@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from decoders import KINDS, decoder, padded, prompt
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from wired import shifted
 
 from kinfold.errors import CacheError
-from kinfold.serve.cache import KVBasis, OjaKVCache, OjaKVConfig, calibrate, parse_cache
+from kinfold.serve.cache import KVBasis, OjaKVCache, OjaKVConfig, attached, calibrate, parse_cache
 from kinfold.serve.cache.lowrank_layer import OjaKVLayer
 from models import llama
 
@@ -203,6 +204,60 @@ def test_bytes_are_those_of_everything_it_holds(name: str) -> None:
     assert set(report.others) == {1, 3}
 
 
+def test_no_view_keeps_a_prompt_alive() -> None:
+    model = decoder()
+    cache = OjaKVCache(model, basis_for(model, 0.5), BUSY.model_copy(update={"eta_prefill": 0.0}))
+    with cache.attached(model), torch.inference_mode():
+        model(prompt(1, 300), past_key_values=cache)
+        layer: Any = cache.layers[0]
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4 == 2 * 8 * 16 * 4
+        for token in prompt(1, 8).split(1, 1):
+            model(token, past_key_values=cache)
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 4 == 2 * 8 * 16 * 4
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_whole_tokens_are_the_best_by_score(weighted: bool) -> None:
+    """numpy on what the layer was given: residual norms over their means, times the window's attention."""
+    model = decoder()
+    basis = basis_for(model, 0.4)
+    cache = OjaKVCache(model, basis, BUSY.model_copy(update={"eta_prefill": 0.0, "query_weight": weighted}))
+    layer: Any = cache.layers[1]
+    given: list[Any] = []
+    read = layer.read
+    layer.read = lambda *args: (given.extend(args), read(*args))[1]
+    with cache.attached(model), torch.inference_mode():
+        model(prompt(1, 60), past_key_values=cache)
+    query, key, value = (t[0].double().numpy() for t in given[:3])
+    for head in range(2):
+        score = np.zeros(52)
+        for half, bases in ((key, basis.key), (value, basis.value)):
+            u = bases[1][head].double().numpy()
+            left = np.linalg.norm(half[head, :52] - half[head, :52] @ u @ u.T, axis=1)
+            score += left / left.mean()
+        if weighted:
+            attention = np.zeros(60)
+            for one in (2 * head, 2 * head + 1):
+                for place in range(52, 60):
+                    scores = np.exp(query[one, place] @ key[head, : place + 1].T / 4)
+                    attention[: place + 1] += scores / scores.sum()
+            score *= attention[:52]
+        score[:2] = np.inf
+        assert layer.blocks[0].at[0, head].tolist() == sorted(np.argsort(-score)[:8].tolist())
+
+
+def test_padding_in_the_tail_is_not_counted() -> None:
+    """A row with fewer real tokens than stay whole at the end: its padding is stored, and never as a token."""
+    model = decoder()
+    with OjaKVCache(model, basis_for(model, 0.4), BUSY).attached(model) as cache:
+        stepwise(model, cache, padded([prompt(1, 60)[0], prompt(1, 3)[0]]), prompt(2, 20))
+        layer: Any = cache.layers[0]
+        whole = sum(block.tokens for block in layer.blocks)
+        assert layer.stored.tolist() == [whole, whole - 57]
+        first = layer.blocks[1].at[1]  # of the block that holds the row's first tokens: five of padding come before
+        assert {5, 6} <= set(first[0].tolist())
+
+
 def test_residual_energy_is_what_is_lost() -> None:
     model = decoder()
     cache = OjaKVCache(model, basis_for(model, 0.4), OjaKVConfig.preset("static", decode_period=0))
@@ -332,14 +387,16 @@ def test_ratio_at_16_bits_is_that_of_a_16_bit_model() -> None:
 def test_the_right_answer_survives_a_shift_of_domain(wired: Any, wired_basis: KVBasis) -> None:
     """Whole tokens by residual help, Oja on top of them helps more: rank 8 of 64 for keys, values whole."""
 
+    prompts = list(shifted(150))
+    ids, answers = torch.cat([ids for ids, _ in prompts]), torch.tensor([answer for _, answer in prompts])
+
     def recall(config: OjaKVConfig | None) -> float:
-        basis, right, count = wired_basis.cut(8 / 64, 1.0), 0, 150
-        for ids, answer in shifted(count):
-            cache = DynamicCache(config=wired.config) if config is None else OjaKVCache(wired, basis, config)
-            with cache.attached(wired) if isinstance(cache, OjaKVCache) else torch.inference_mode(), torch.no_grad():
-                wired(ids[:, :-2], past_key_values=cache)  # the question comes after the compression
-                right += int(wired(ids[:, -2:], past_key_values=cache).logits[0, -1].argmax()) == answer
-        return right / count
+        basis = wired_basis.cut(8 / 64, 1.0)
+        cache: Any = DynamicCache(config=wired.config) if config is None else OjaKVCache(wired, basis, config)
+        with attached(cache, wired), torch.inference_mode():
+            wired(ids[:, :-2], past_key_values=cache)  # the question comes after the compression
+            found = wired(ids[:, -2:], past_key_values=cache).logits[:, -1].argmax(-1)
+        return float((found == answers).float().mean())
 
     part = {"min_update_tokens": 0, "recent_tokens": 8, "whole_tokens": 24}
     static = recall(OjaKVConfig.preset("static"))
