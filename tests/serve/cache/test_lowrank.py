@@ -90,8 +90,9 @@ def stepwise(model: Any, cache: Any, batch: dict[str, torch.Tensor], later: torc
         return (mask.cumsum(1) - 1).clamp(min=0)
 
     with torch.inference_mode():
-        steps.append(model(**batch, position_ids=places(), past_key_values=cache).logits[:, -1:])
-        for token in later.split(1, 1):
+        first = places()[:, -batch["input_ids"].shape[1] :]
+        steps.append(model(**batch, position_ids=first, past_key_values=cache).logits[:, -1:])
+        for token in later.mT[..., None].unbind():
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             place = places()[:, -1:]
             steps.append(model(token, attention_mask=mask, position_ids=place, past_key_values=cache).logits)
@@ -256,6 +257,22 @@ def test_padding_in_the_tail_is_not_counted() -> None:
         assert layer.stored.tolist() == [whole, whole - 57]
         first = layer.blocks[1].at[1]  # of the block that holds the row's first tokens: five of padding come before
         assert {5, 6} <= set(first[0].tolist())
+
+
+def test_rows_that_change_places_keep_their_state() -> None:
+    """As beam search does, before a short row's first tokens are stored."""
+    model, found = decoder(), []
+    basis, later = basis_for(model, 0.4), prompt(2, 30, seed=9)
+    rows = [prompt(1, 60)[0], prompt(1, 4)[0]]
+    for order in ([0, 1], [1, 0]):
+        batch = padded([rows[n] for n in order])
+        with OjaKVCache(model, basis, BUSY).attached(model) as cache:
+            stepwise(model, cache, batch, later[:, :0])
+            if order == [1, 0]:
+                cache.reorder_cache(torch.tensor(order))  # type: ignore[arg-type]
+            mask = torch.cat([padded(rows)["attention_mask"], torch.ones(2, 1, dtype=torch.int64)], 1)
+            found.append(stepwise(model, cache, {"input_ids": later[:, :1], "attention_mask": mask}, later[:, 1:]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
 
 
 def test_residual_energy_is_what_is_lost() -> None:
