@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -36,7 +37,17 @@ from kinfold.demo.sources import ORANGE, cache_dir, writable_folder
 from kinfold.demo.texts import TASKS, orange_table
 from kinfold.demo.train import record_path, write_json
 from kinfold.report.figures import curves
-from kinfold.serve.cache import KVBasis, OjaKVCache, OjaKVConfig, attached, calibrate, drift, parse_cache
+from kinfold.serve.cache import (
+    KVBasis,
+    KVCache,
+    KVReport,
+    OjaKVCache,
+    OjaKVConfig,
+    attached,
+    calibrate,
+    drift,
+    parse_cache,
+)
 from kinfold.serve.cache.compare import score
 from kinfold.serve.cache.questions import question
 from kinfold.tasks import Task
@@ -51,10 +62,10 @@ LONG, SCORED = 2048, 512
 CALIBRATION_TOKENS = 8192
 WIRED_RANKS = (8, 6, 12, 16)
 WIRED_PROMPTS = 150
-_ALWAYS = {"min_update_tokens": 0, "recent_tokens": 8}
-_STILL = {**_ALWAYS, "eta_prefill": 0, "eta_decode": 0}
-_ONCE = {"eta_prefill": 0.1, "prefill_steps": 1, "update": "published"}
-WIRED = {
+_ALWAYS: dict[str, Any] = {"min_update_tokens": 0, "recent_tokens": 8}
+_STILL: dict[str, Any] = {**_ALWAYS, "eta_prefill": 0, "eta_decode": 0}
+_ONCE: dict[str, Any] = {"eta_prefill": 0.1, "prefill_steps": 1, "update": "published"}
+WIRED: dict[str, OjaKVConfig | None] = {
     "full": None,
     "static": OjaKVConfig.preset("static"),
     "first 4 + last 8": OjaKVConfig(**_STILL, whole_tokens=0),
@@ -123,13 +134,14 @@ def _texts(kind: str) -> list[str]:
 @torch.inference_mode()
 def on_needles(row: Row, item: int, count: int) -> Point:
     """One context: read at once, then all five questions as rows of a batch, with their answers teacher-forced."""
-    import time
-
     model, tokenizer = task().model, task().tokenizer
     one = haystacks(tokenizer, count)[item]
     spec = made(row, "needles")
     kept: Any = spec.make(model, None)
-    asked = [tokenizer(question(name), add_special_tokens=False, return_tensors="pt")["input_ids"][0] for name, _ in one.needles]
+    asked = [
+        tokenizer(question(name), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        for name, _ in one.needles
+    ]
     digits = [digit_ids(tokenizer, code) for _, code in one.needles]
     rows = [torch.cat([q, d[0, :-1]]) for q, d in zip(asked, digits, strict=True)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # what follows an answer cannot reach back to it
@@ -137,7 +149,7 @@ def on_needles(row: Row, item: int, count: int) -> Point:
         begun = time.perf_counter()
         model(tokenizer(one.text, return_tensors="pt")["input_ids"], past_key_values=kept, logits_to_keep=1)
         first = time.perf_counter() - begun
-        found = _told(kept)
+        found = _told(kept.report() if isinstance(kept, KVCache) else None)  # type: ignore[attr-defined]
         kept.batch_repeat_interleave(len(rows))
         logits = model(ids, past_key_values=kept).logits
     ends = [(table[len(q) - 1 :][: d.shape[1]], d) for table, q, d in zip(logits, asked, digits, strict=True)]
@@ -145,29 +157,18 @@ def on_needles(row: Row, item: int, count: int) -> Point:
     return found | {"recall": [float(r) for r, _ in scores], "logp": [p for _, p in scores], "first_seconds": first}
 
 
-def _told(kept: Any) -> Point:
-    if not isinstance(kept, kinfold_caches()):
+def _told(report: KVReport | None) -> Point:
+    if report is None:
         return {"ratio": 1.0, "residual": None}
-    report = kept.report()
     return {"ratio": report.ratio_16bit, "residual": mean(report.residual.values()) if report.residual else None}
-
-
-def kinfold_caches() -> type:
-    from kinfold.serve.cache import KVCache
-
-    return KVCache
 
 
 def on_tales(row: Row, item: int, count: int) -> Point:
     """Loss and most likely tokens of the last 512 of 2,048 tokens, and times."""
     ids = list(long_texts(task().tokenizer, LONG, count))[item]
     run = score(task(), made(row, "tales"), ids, SCORED)
-    found: Point = {"ratio": 1.0, "residual": None}
-    if run.report is not None:
-        shares = run.report.residual.values()
-        found = {"ratio": run.report.ratio_16bit, "residual": mean(shares) if shares else None}
     seconds = {"first_seconds": run.first, "next_seconds": run.next}
-    return found | {"loss": float(run.losses.mean()), "likely": run.likely.tolist(), **seconds}
+    return _told(run.report) | {"loss": float(run.losses.mean()), "likely": run.likely.tolist(), **seconds}
 
 
 @torch.inference_mode()
@@ -215,7 +216,9 @@ def jobs(chosen: argparse.Namespace) -> Iterator[tuple[Point, Any]]:
     """(what names the point, how it is measured)."""
     if chosen.wired:
         for rank in WIRED_RANKS:
-            yield from (({"data": "wired", "label": w, "rank": rank}, lambda w=w, r=rank: on_wired(w, r)) for w in WIRED)
+            yield from (
+                ({"data": "wired", "label": w, "rank": rank}, lambda w=w, r=rank: on_wired(w, r)) for w in WIRED
+            )
     for data, measure in MEASURES.items():
         count = getattr(chosen, data)
         for item in range(count):
@@ -270,7 +273,9 @@ def table(points: list[Point], data: str) -> list[Point]:
 def save(points: list[Point]) -> None:
     """`results/kv_lowrank.json`, and the figure of log-probability against bytes."""
     others = {
-        data: [{key: value for key, value in point.items() if key != "data"} for point in points if point["data"] == data]
+        data: [
+            {key: value for key, value in point.items() if key != "data"} for point in points if point["data"] == data
+        ]
         for data in ("wired", "drift")
     }
     tables = {data: table(points, data) for data in MEASURES}
@@ -280,11 +285,15 @@ def save(points: list[Point]) -> None:
     rows = tables["needles"]
     if not rows:
         return
-    token = 2 * 30 * 3 * (64 + 64)  # bytes of SmolLM2's full cache
+    token = 2 * 30 * 3 * 64 * 2  # bytes of SmolLM2's full cache: keys and values, layers, heads, dimensions, 16 bits
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         name = row["label"].rpartition(" ")[0]
-        if row["label"] != "full" and row["basis"] in ("", "ng20") and name in ("quant", "128 whole", "always updated", *PRESETS):
+        if (
+            row["label"] != "full"
+            and row["basis"] in ("", "ng20")
+            and name in ("quant", "128 whole", "always updated", *PRESETS)
+        ):
             series.setdefault(name, []).append((row["ratio"] * token, row["logp"]["mean"]))
     full = next(row for row in rows if row["label"] == "full")
     levels = {"full cache": full["logp"]["mean"]}

@@ -253,13 +253,13 @@ def test_sinks_of_a_short_prompt_stay_whole() -> None:
     cache = OjaKVCache(model, basis_for(model, 0.4), BUSY)
     with cache.attached(model):
         stepwise(model, cache, padded([prompt(1, 5)[0]]), prompt(1, 2))
-        assert cache.report().notes
+        assert "nothing is compressed" in cache.report().notes[0]
         cache.reset()
         stepwise(model, cache, padded([prompt(1, 5)[0]]), prompt(1, 30))
     for layer in cache.layers:
         assert (layer.blocks[0].at[..., :2] == torch.tensor([0, 1])).all()  # type: ignore[attr-defined]
         assert layer.blocks[1].at.shape[2] == 2  # type: ignore[attr-defined]
-    assert not cache.report().notes
+    assert not any("nothing" in note for note in cache.report().notes)
 
 
 def test_a_long_prompt_turns_the_basis_and_a_short_one_does_not() -> None:
@@ -283,6 +283,21 @@ def test_the_trigger(trigger: float | None, versions: int) -> None:
     with OjaKVCache(model, basis_for(model, 0.4), config).attached(model) as cache:
         stepwise(model, cache, padded([prompt(1, 30)[0]]), prompt(1, 20))
     assert len(cache.layers[0].bases) == versions  # type: ignore[attr-defined]
+
+
+def test_bases_that_cost_more_than_they_save_are_told() -> None:
+    model = decoder()
+    notes = []
+    for eta in (0.05, 0.0):
+        config = OjaKVConfig(decode_period=8, recent_tokens=8, decode_keep=0, eta_decode=eta)
+        with OjaKVCache(model, basis_for(model, 0.8), config).attached(model) as cache:
+            stepwise(model, cache, padded([prompt(1, 20)[0]]), prompt(1, 60))
+        notes.append(
+            (cache.report().ratio_16bit > 1, [note for note in cache.report().notes if "eta_decode=0" in note])
+        )
+    assert notes[0][0]
+    assert len(notes[0][1]) == 1
+    assert notes[1] == (False, [])
 
 
 def test_16_bits() -> None:

@@ -7,6 +7,7 @@ own: a stable update, many steps on long prompts only, and coordinates that keep
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from kinfold.errors import CacheError
@@ -48,8 +49,7 @@ class OjaKVCache(KVCache):
     def report(self) -> KVReport:
         """Bytes by kind, and by layer the share of the energy that the stored tokens have lost."""
         layers: list[tuple[int, Any]] = list(self.compressed_layers())
-        stored = any(block.low[0].shape[2] for _, layer in layers for block in layer.blocks)
-        return count(
+        found = count(
             self,
             shared_bytes=self.basis.nbytes,
             residual={number: _share(layer.energy) for number, layer in layers},
@@ -57,8 +57,12 @@ class OjaKVCache(KVCache):
                 "bases_of_its_own": sum(key.dim() == 4 for _, layer in layers for key, _ in layer.bases),
                 "largest_key_residual": max((layer.largest for _, layer in layers), default=0.0),
             },
-            notes=() if stored else ("nothing is compressed: the text is no longer than what stays whole",),
         )
+        if not any(block.low[0].shape[2] for _, layer in layers for block in layer.blocks):
+            return replace(found, notes=("nothing is compressed: the text is no longer than what stays whole",))
+        if found.ratio_16bit > 1 and found.kinds.get("bases"):
+            return replace(found, notes=("its own bases take more bytes than they save: set eta_decode=0",))
+        return found
 
 
 def _share(energy: list[list[float]]) -> float:
