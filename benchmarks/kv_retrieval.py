@@ -1,6 +1,6 @@
 """What a cache still knows when a second question comes: recall and perplexity by entries read and by bytes stored.
 
-    python benchmarks/kv_retrieval.py                 # some hours on one thread; results/kv_retrieval.json, two figures
+    python benchmarks/kv_retrieval.py                 # two CPU hours or so; results/kv_retrieval.json, two figures
     python benchmarks/kv_retrieval.py --needles 1 --tales 0 --wired 1     # a look
 
 Three kinds of item. `wired`: a hand-made retrieval model on 100 prompts of 303 tokens at once. `needles`: SmolLM2 on
@@ -16,7 +16,7 @@ import json
 import math
 import os
 import warnings
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 if __name__ == "__main__":
@@ -109,7 +109,8 @@ def _row(about: tuple[Any, ...], group: list[Point], times: dict[tuple[str, int]
         return row | {"perplexity": math.exp(mean(point["loss"] for point in group))}
     for name in ("first", "second", "log_probability"):
         values = [value for point in group for value in point[name]]
-        row[name] = {"mean": mean(values), "standard_error": torch.tensor(values).std().item() / len(values) ** 0.5}
+        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        row[name] = {"mean": mean(values), "standard_error": error}
     return row
 
 

@@ -4,9 +4,9 @@
 
 kvpress runs in an environment of its own, made on first use (about 1.5 GB), as it needs transformers below 5.3.
 
-Two differences are by design. kvpress takes the mean over `kernel` neighbours where we, like the paper's description
-and the settings of its experiments, take the maximum; at kernel 1 there is no pooling and both must keep the same. And
-kvpress's decoding forgets how many tokens there were: positions must be given to it, and are here.
+kvpress takes the mean over `kernel` neighbours, we the maximum, as SentenceKV is described. So at kernel 1, where
+nothing is pooled, both must keep the same tokens, and at others only with our maximum replaced by the mean:
+`shared_by_mean`. kvpress's decoding forgets how many tokens there were: positions must be given to it, and are.
 """
 
 import json
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
@@ -28,7 +29,7 @@ import kinfold
 from fleet import machine, run_script
 from grid import RESULTS
 from kinfold.demo.sources import cache_dir
-from kinfold.serve.cache import SentenceKVCache, SentenceKVConfig
+from kinfold.serve.cache import SentenceKVCache, SentenceKVConfig, choose
 from kinfold.tasks import quiet_transformers
 
 PINS = ("torch==2.13.0", "kvpress==0.5.5")
@@ -106,6 +107,10 @@ def keep(model: Any, ids: dict[str, torch.Tensor], options: dict[str, Any]) -> t
     return torch.stack(kept), logits
 
 
+def mean_pool(scores: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
+    return torch.nn.functional.avg_pool1d(scores, kernel, stride, padding)
+
+
 def shared(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Of the kept tokens, the share that both keep; mean of layers and heads."""
     pairs = zip(ours.flatten(0, 1).tolist(), theirs.flatten(0, 1).tolist(), strict=True)
@@ -134,12 +139,15 @@ def main() -> None:
     rows = []
     for number, job in enumerate(todo):
         kept, logits = keep(model, ids, job["ours"])
+        with patch.object(choose.F, "max_pool1d", mean_pool):
+            by_mean, _ = keep(model, ids, job["ours"])
         theirs, their_logits = out[f"{number}.kept"], out[f"{number}.logits"]
         row = {
             "press": job["press"],
             **job["options"],
             "kept": theirs.shape[-1],
             "shared": shared(kept, theirs),
+            "shared_by_mean": shared(by_mean, theirs),
             "logit_difference": float((logits - their_logits).abs().max()),
             "logit_difference_to_full": {
                 "ours": float((logits - full).abs().max()),

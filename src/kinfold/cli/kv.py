@@ -151,6 +151,7 @@ def compare(
     cache: str = "full,quant:bits=8,quant:bits=4,quant:bits=2",
     last: int = 512,
     max_tokens: int = 8192,
+    questions: int = 0,
     format: AsFormat = "human",
 ) -> None:
     """Run caches on your own texts: bytes, perplexity, agreement with the full cache, time.
@@ -169,6 +170,8 @@ def compare(
         Score this many tokens at the end of each text, at most half of it.
     max_tokens
         Cut longer texts to this many.
+    questions
+        Hide this many codes in each text and ask for them: the first in the prompt, the others follow token by token.
     format
         human or json.
     """
@@ -177,16 +180,18 @@ def compare(
     from kinfold.tasks import Task, read_rows
 
     caches = parse_caches(cache)
-    report = compare_caches(Task.load(base), read_rows(texts), caches, last=last, most=max_tokens)
+    report = compare_caches(Task.load(base), read_rows(texts), caches, last=last, most=max_tokens, questions=questions)
 
     def show() -> None:
         head = ["cache", "bytes / full", "perplexity", "same token", "energy lost", "entries read", "first", "next"]
+        head += ["first answer", "later answers", "log p"] if questions else []
         table(head, [_cells(row) for row in report.rows])
         out.print()
         facts(
             [
                 ("texts", f"{report.texts} of {report.tokens} tokens, {report.scored} scored one by one"),
                 ("first, next", "time to the first and to each later token over the full cache's, on this machine"),
+                *([("log p", "of the digits of a later code, nats")] if questions else []),
                 *(("note", note) for note in report.notes),
             ]
         )
@@ -198,7 +203,15 @@ def _cells(row: Any) -> list[str]:
     reads = "all" if row.reads_mean is None else f"{row.reads_mean:.0f} (at most {row.reads_max})"
     lost = "" if row.residual is None else f"{row.residual:.2%}"
     quality = [f"{row.ratio:.3f}", f"{row.perplexity:.4g}", f"{row.agreement:.1%}"]
-    return [row.cache, *quality, lost, reads, f"{row.first:.2f}", f"{row.next:.2f}"]
+    return [row.cache, *quality, lost, reads, f"{row.first:.2f}", f"{row.next:.2f}", *_answers(row.recall)]
+
+
+def _answers(recall: Any) -> list[str]:
+    if recall is None:
+        return []
+    if recall.later is None:
+        return [f"{recall.first:.0%}", "", ""]
+    return [f"{recall.first:.0%}", f"{recall.later:.0%}", f"{recall.later_log_probability:.2f}"]
 
 
 def _read(directory: Path, texts: Path, most: int) -> tuple[Task, list[Tensor]]:

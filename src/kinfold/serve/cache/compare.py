@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kinfold.errors import CacheError
 from kinfold.serve.cache.base import KVCache
+from kinfold.serve.cache.questions import Recall, recall
 from kinfold.serve.cache.report import KVReport
 from kinfold.serve.cache.spec import CacheSpec, attached, parse_cache
 from kinfold.tasks import Row, Task
@@ -32,6 +33,7 @@ class CacheRow:
         residual: share of the energy of keys and values that was lost; None where the cache does not know.
         reads_mean, reads_max: entries that a step read, of KV heads; None where each reads all.
         first, next: time to the first token and to each later one over the full cache's, on this machine.
+        recall: answers to questions after codes hidden in the texts; None where none were asked.
     """
 
     cache: str
@@ -44,6 +46,7 @@ class CacheRow:
     reads_max: int | None
     first: float
     next: float
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def compare_caches(
     *,
     last: int = 512,
     most: int = 8192,
+    questions: int = 0,
     watch: Callable[[int], object] = lambda _: None,
 ) -> CacheComparison:
     """Score the end of each text token by token, after its beginning was read at once.
@@ -92,10 +96,11 @@ def compare_caches(
         rows: texts; of each, the last `last` tokens are scored, at most half of it.
         caches: the full cache is added where it is missing.
         most: longer texts are cut to this many tokens.
+        questions: hide this many codes in each text and ask for them, the first in the prompt, others after it.
         watch: gets the number of tokens done.
 
     Raises:
-        CacheError: the model is no causal language model, or a text has fewer than 4 tokens.
+        CacheError: the model is no causal language model, a text has fewer than 4 tokens, or codes cannot be hidden.
         CalibrationError: a row cannot be read.
     """
     if not type(task.model).__name__.endswith("CausalLM"):
@@ -109,7 +114,11 @@ def compare_caches(
         for name, spec in specs.items():
             found[name].append(score(task, spec, ids, min(last, ids.shape[1] // 2)))
             watch(ids.shape[1])
-    told = sorted((_row(name, runs, found[FULL]) for name, runs in found.items()), key=lambda row: -row.ratio)
+    answers = {
+        name: recall(task, rows, spec, questions, most=most) if questions else None for name, spec in specs.items()
+    }
+    told = [_row(name, runs, found[FULL], answers[name]) for name, runs in found.items()]
+    told.sort(key=lambda row: -row.ratio)
     notes = {
         f"{name}: {note}" for name, runs in found.items() for run in runs if run.report for note in run.report.notes
     }
@@ -139,7 +148,7 @@ def score(task: Task, spec: CacheSpec, ids: torch.Tensor, last: int) -> Scored:
     return Scored(losses, table.argmax(-1), first, later, report)
 
 
-def _row(name: str, runs: list[Scored], full: list[Scored]) -> CacheRow:
+def _row(name: str, runs: list[Scored], full: list[Scored], answers: Recall | None) -> CacheRow:
     reports = [run.report for run in runs if run.report is not None]
     losses = torch.cat([run.losses for run in runs])
     same = torch.cat([run.likely == other.likely for run, other in zip(runs, full, strict=True)])
@@ -156,6 +165,7 @@ def _row(name: str, runs: list[Scored], full: list[Scored]) -> CacheRow:
         reads_max=max(reads, default=None),
         first=sum(run.first for run in runs) / sum(run.first for run in full),
         next=sum(run.next for run in runs) / max(1e-9, sum(run.next for run in full)),
+        recall=answers,
     )
 
 

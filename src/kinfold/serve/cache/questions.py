@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from kinfold.errors import CacheError
+from kinfold.serve.cache.spec import CacheSpec, attached
+from kinfold.tasks import Row, Task
 
 NAMES = [
     "Alice", "Bruno", "Carla", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "James", "Karen", "Louis", "Maria",
@@ -21,6 +24,7 @@ NAMES = [
     "Zachary", "Adam", "Bella", "Colin", "Diana", "Edgar", "Fiona", "George", "Hannah", "Isaac", "Julia", "Kevin",
     "Laura", "Martin", "Nora",
 ]  # fmt: skip
+ROOM = 64  # tokens that a hidden code, its question and its answer may take
 _BORDER = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
@@ -84,17 +88,9 @@ class Conversation:
         self.steps = 0
         self._logits = torch.empty(0)
 
-    def read(self, text: str, most: int | None = None) -> int:
-        """Take a prompt in one pass; returns its tokens.
-
-        Raises:
-            CacheError: it has more than `most` tokens.
-        """
-        ids = self.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
-        if most is not None and ids.shape[1] > most:
-            raise CacheError(f"a text of {ids.shape[1]} tokens, its hidden codes among them, is longer than {most}")
-        self._pass(ids)
-        return ids.shape[1]
+    def read(self, text: str) -> None:
+        """Take a prompt in one pass."""
+        self._pass(self.tokenizer(text, return_tensors="pt", verbose=False)["input_ids"])
 
     def write(self, text: str) -> None:
         """Take more, token by token."""
@@ -102,10 +98,17 @@ class Conversation:
             self._step(token)
 
     def answer(self, code: str) -> Answer:
-        """Score the code as the next tokens, each given those before it, and take it token by token."""
-        right, total = True, 0.0
-        for token in self._ids(f" {code}"):
-            if any(character.isdigit() for character in self.tokenizer.decode([token])):
+        """Score the code as the next tokens, each given those before it, and take it token by token.
+
+        Raises:
+            CacheError: the tokenizer knows no digits.
+        """
+        right, total, ids = True, 0.0, self._ids(f" {code}")
+        digits = [token for token in ids if any(c.isdigit() for c in self.tokenizer.decode([token]))]
+        if not digits:
+            raise CacheError(f"the tokenizer has no digits to write the code {code} with")
+        for token in ids:
+            if token in digits:
                 logs = self._logits.log_softmax(-1)
                 right = right and int(logs.argmax()) == token
                 total += float(logs[token])
@@ -126,14 +129,62 @@ class Conversation:
         self._logits = out.logits[0, -1].float().cpu()
 
 
-def ask_all(talk: Conversation, hay: Haystack, order: list[int], most: int | None = None) -> list[Answer]:
-    """Answers to the questions after the needles `order`: the first is part of the prompt, the others follow it."""
-    found = []
+@dataclass(frozen=True)
+class Recall:
+    """Answers of one cache to questions after codes hidden in texts.
+
+    Attributes:
+        first: share of the questions in the prompt that were answered, all digits by arg-max.
+        later: the same of those that followed; None if there were none.
+        later_log_probability: of the digits of a later code, in nats, mean; None likewise.
+    """
+
+    first: float
+    later: float | None
+    later_log_probability: float | None
+
+
+def recall(task: Task, rows: Sequence[Row], spec: CacheSpec, questions: int, *, most: int, seed: int = 0) -> Recall:
+    """Hide `questions` codes in each text and ask for all: one in the prompt, the others after it, token by token.
+
+    Args:
+        task: a causal language model with its tokenizer.
+        rows: texts; cut so that they have at most `most` tokens, questions and answers among them.
+        spec: of the cache.
+        questions: 1 to 40.
+        most: tokens.
+        seed: of the codes, their places and the order of the questions; the same for every cache.
+
+    Raises:
+        CacheError: no tokenizer, a number of questions that is not allowed, or a text too short to hide them in.
+    """
+    if task.tokenizer is None:
+        raise CacheError("questions are asked in words, and the model directory has no tokenizer")
+    rng, first, later = random.Random(seed), [], []
+    for row in rows:
+        text = task.tokenizer.decode(task.token_ids(row, max(1, most - ROOM * questions))[0], skip_special_tokens=True)
+        hay = hide(text, questions, rng)
+        cache = spec.make(task.model, task.tokenizer)
+        with attached(cache, task.model):
+            talk = Conversation(task.model, task.tokenizer, cache)
+            answers = _ask(talk, hay, rng.sample(range(questions), questions))
+        first.append(answers[0].right)
+        later += answers[1:]
+    return Recall(
+        sum(first) / len(first),
+        sum(answer.right for answer in later) / len(later) if later else None,
+        sum(answer.log_probability for answer in later) / len(later) if later else None,
+    )
+
+
+def _ask(talk: Conversation, hay: Haystack, order: list[int]) -> list[Answer]:
+    """Answers to the questions after the needles `order`."""
+    found: list[Answer] = []
     for number in order:
         name, code = hay.needles[number]
         if found:
             talk.write("." + question(name))
         else:
-            talk.read(hay.text + question(name), most)
+            talk.read(hay.text + question(name))
         found.append(talk.answer(code))
     return found
