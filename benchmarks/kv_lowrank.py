@@ -7,7 +7,7 @@
 keys; rank is that of the keys, values stay whole. `needles`: SmolLM2 on snippets of about 660 tokens with five hidden
 codes, all asked after the compression; recall is of all four digits by arg-max. `tales`: the last 512 of 2,048 tokens,
 fed one by one. Each basis was calibrated once at full rank and cut: `ng20` on newsgroup posts, another domain, `own` on
-other texts of the measured kind. Bytes are those of a 16-bit model, all tensors counted but the shared basis (1.5 MB at
+other texts of the measured kind. Bytes are those of a 16-bit model, all tensors counted but the shared basis (2.9 MB at
 full rank). Prompts of fewer than 1,024 tokens keep the shared basis but where a label says `always updated`. Times are
 multiples of the full cache's on this machine, by a program in plain torch; they say nothing about a GPU. `drift` is
 what a basis of the base leaves out of its fine-tunes, beside a control that was trained on random tokens.
