@@ -15,7 +15,7 @@ import pytest
 from models import Pair, tokenizer
 
 ROOT = Path(__file__).parents[1]
-GUIDES = ["packs", "compare", "audit", "merge", "adapters", "families", "store"]
+GUIDES = ["packs", "compare", "audit", "merge", "adapters", "families", "store", "kv"]
 PAGES = ["README.md", *(f"docs/guide/{name}.md" for name in GUIDES), "docs/reference/python.md"]
 SET_UP = ("git clone", "make ", "source ")  # done for the tests by the Makefile itself
 
@@ -30,6 +30,9 @@ def workshop(llama_pair: Pair, tmp_path: Path) -> Path:
     shutil.copytree(llama_pair.base, tmp_path / "kinfold-demo" / "base")
     shutil.copytree(llama_pair.variant, tmp_path / "kinfold-demo" / "movie")
     tokenizer(tmp_path / "kinfold-demo" / "movie")
+    for name, made in (("LLM", llama_pair.base), ("LLM-TUNED", llama_pair.variant)):
+        shutil.copytree(made, tmp_path / name)
+        tokenizer(tmp_path / name)
     (tmp_path / "docs" / "figures").mkdir(parents=True)
     (tmp_path / "stand_in.py").write_text("def closeness(directory):\n    return -directory.stat().st_size\n")
     return tmp_path

@@ -141,7 +141,7 @@ class Task:
 
     def output(self, row: Row) -> torch.Tensor:
         """(classes,) of a classifier, (tokens - 1, vocabulary) of a causal LM, (hidden,) of an encoder."""
-        return self.outputs(self._ids(row))[0]
+        return self.outputs(self.token_ids(row))[0]
 
     def outputs(self, ids: torch.Tensor) -> torch.Tensor:
         """The same for rows of one length: `ids` (rows, tokens), int64; the first dimension is the row."""
@@ -156,7 +156,7 @@ class Task:
         """Token ids of all rows, those of one length together: no padding, so outputs are those of the rows alone."""
         by_length: dict[int, list[torch.Tensor]] = {}
         for row in rows:
-            ids = self._ids(row)
+            ids = self.token_ids(row)
             by_length.setdefault(ids.shape[1], []).append(ids)
         return [
             torch.cat(same[start : start + max(1, BATCH_TOKENS // length)])
@@ -168,8 +168,13 @@ class Task:
     def has_logits(self) -> bool:
         return self.head is not None or self.model.base_model is not self.model  # a head stands on a base model
 
-    def _ids(self, row: Row) -> torch.Tensor:
-        limit = min(MAX_TOKENS, getattr(self.model.config, "max_position_embeddings", None) or MAX_TOKENS)
+    def token_ids(self, row: Row, most: int = MAX_TOKENS) -> torch.Tensor:
+        """int64 (1, tokens) of a row: at most `most`, and no more than the model can read at once.
+
+        Raises:
+            CalibrationError: the row has no tokens, needs a tokenizer that is not there, or is of another model.
+        """
+        limit = min(most, getattr(self.model.config, "max_position_embeddings", None) or most)
         if "input_ids" in row:
             ids = row["input_ids"][:limit]
         elif self.tokenizer is None:

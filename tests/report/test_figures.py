@@ -25,6 +25,14 @@ def test_curves_name_every_series_and_level() -> None:
     assert svg == curves(series, x="bytes", y="gain", levels={"uncompressed": 1.0}, floor=0.0)
 
 
+def test_plain_curves_have_no_bytes_on_their_axis() -> None:
+    series = {"fold": [(1000, 0.9), (3000, 1.0)]}
+    assert "kB" in curves(series, x="bytes", y="gain")
+    svg = curves(series, x="entries", y="gain", plain=True)
+    assert "kB" not in svg
+    assert ">1500<" in svg
+
+
 def test_log_curves_leave_out_zeros_but_name_their_level() -> None:
     series = {"one": [(1e4, 0.5), (1e5, 0.0)], "none": [(1e4, 0.0)]}
     svg = curves(series, x="bytes", y="nats", levels={"itself": 0.0, "bare": 1.0}, log=True)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from kinfold.cli import audit, export, family, merge, pack, serve, store, store_upkeep, vllm  # noqa: F401  (importing registers the commands)
+from kinfold.cli import (  # noqa: F401  (importing registers the commands)
+    audit,
+    export,
+    family,
+    kv,
+    merge,
+    pack,
+    serve,
+    store,
+    store_upkeep,
+    vllm,
+)
 from kinfold.cli.app import app
 from kinfold.cli.output import run
 

@@ -61,6 +61,7 @@ def curves(
     levels: Mapping[str, float] | None = None,
     floor: float | None = None,
     log: bool = False,
+    plain: bool = False,
 ) -> str:
     """Lines over a logarithmic x axis of bytes, each named at its right end, as SVG.
 
@@ -71,10 +72,11 @@ def curves(
         levels: qualities to mark with dashed lines, by name, such as the uncompressed model's.
         floor: the lowest quality shown; None shows all.
         log: the y axis is logarithmic too; points at 0 are left out, a level at 0 is named at the foot.
+        plain: the x axis is of plain numbers instead, and linear.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
-    axes.set_xscale("log")
+    axes.set_xscale("linear" if plain else "log")
     axes.set_yscale("log" if log else "linear")
     ends = []
     for number, (name, points) in enumerate(series.items()):
@@ -93,7 +95,8 @@ def curves(
     axes.margins(y=0.12)
     if floor is not None:
         axes.set_ylim(bottom=floor)
-    _byte_ticks(axes)
+    if not plain:
+        _byte_ticks(axes)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     _name_ends(axes, ends)
