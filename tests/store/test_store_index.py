@@ -79,3 +79,16 @@ def test_a_locked_index_is_done_without(
         database.execute("BEGIN EXCLUSIVE")
         assert store.ls() == expected
     assert store.ls() == expected
+
+
+def test_an_index_that_can_be_neither_read_nor_removed(
+    store: Store, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache" / store.id).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache" / store.id / "index.sqlite").write_bytes(b"no database" * 1000)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert [e.name for e in store.ls()] == ["a", "b"]

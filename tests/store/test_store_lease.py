@@ -211,3 +211,44 @@ def test_two_collectors_do_not_disturb_each_other(store: Store, small: list[Path
         assert store.gc(wait=0).versions == 4
     finally:
         other.end()
+
+
+def test_one_who_ends_while_he_is_looked_at(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, "leases/other", b"{}")
+    presence = Presence(store._place.backend, "gc", "a gc")
+    original = store._place.backend.modified
+
+    def modified(path: str) -> float | None:
+        if path == "leases/other":
+            write(store, path, None)
+        return original(path)
+
+    monkeypatch.setattr(store._place.backend, "modified", modified)
+    assert presence.others("leases") == ({}, [])
+    presence.end()
+
+
+def test_a_lease_is_given_back_when_looking_fails(
+    store: Store, small: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = store._place.backend.list
+
+    def broken(folder: str) -> dict[str, Any]:
+        if folder == "gc":
+            raise StoreError("no network")
+        return original(folder)
+
+    monkeypatch.setattr(store._place.backend, "list", broken)
+    with pytest.raises(StoreError, match="no network"):
+        store.add(small[0], name="m")
+    assert keys(store, "leases") == {}
+
+
+def test_a_presence_that_was_removed_is_lost_at_its_next_beat(store: Store) -> None:
+    presence = Presence(store._place.backend, "gc", "a gc")
+    write(store, presence.path, None)
+    presence.touch()
+    with pytest.raises(StoreError, match="take it for dead"):
+        presence.require()
+    assert keys(store, "gc") == {}
+    presence.end()

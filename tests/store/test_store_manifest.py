@@ -84,6 +84,7 @@ FILE = content()["files"][0]
         {"files": []},
         {"files": [FILE, FILE]},
         {"kind": "model", "files": [FILE, FILE]},
+        {"kind": "family", "files": [FILE | {"path": "a"}, FILE]},
         {"kind": "model", "files": [FILE, FILE | {"path": "a"}]},
         {"files": [FILE | {"size": 6}]},
         {"files": [FILE | {"size": -1}]},

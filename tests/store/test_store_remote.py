@@ -183,10 +183,15 @@ def test_failures_that_last(s3: Store, proxy: Flaky, small: list[Path]) -> None:
     proxy.fault = always("forbid")
     with pytest.raises(StoreError, match=f"`{s3.url}` refuses access"):
         s3.names()
+    with pytest.raises(StoreError, match="refuses access"):
+        s3._place.backend.read("kinfold-store.json")
     before = len(proxy.seen)
     with pytest.raises(StoreError, match="refuses access"):
         s3._place.refs.create("m", 1, None)
     assert len(proxy.seen) - before <= 3  # nobody insists
+    proxy.fault = lambda count, method, path: "refuse" if method == "PUT" else ""
+    with pytest.raises(StoreError, match="cannot be used"):
+        s3._place.refs.create("m", 1, None)
     proxy.fault = lambda count, method, path: "forbid" if method == "PUT" else ""
     with pytest.raises(StoreError, match="refuses access"):  # a store that may only be read
         s3.add(small[0], name="m")
