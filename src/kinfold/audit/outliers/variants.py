@@ -118,7 +118,9 @@ def _require_enough(accepted: Sequence[PathLike]) -> None:
 
 def _require_alike(members: Sequence[Member]) -> str:
     """The codec of all members; none of them may be there twice."""
-    codecs = {member.codec: member.name for member in reversed(members)}
+    codecs: dict[str, str] = {}
+    for member in members:
+        codecs.setdefault(member.codec, member.name)
     if len(codecs) > 1:
         raise AuditError(
             f"variants are of mixed codecs ({', '.join(f'{k}: `{v}`' for k, v in codecs.items())}); what a codec loses "
