@@ -21,7 +21,7 @@ ACCEPTED = [f"kin/m{i}" for i in range(7)]
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base, kin/m0 .. m6, and new: noise instead of a delta in its largest matrix, and a tensor more."""
     folder = tmp_path_factory.mktemp("family")
-    save(folder / "base", BASE)
+    save(folder / "base", {**BASE, "buffer": torch.arange(4)})  # no variant has it
     for i in range(7):
         save(folder / "kin" / f"m{i}", perturbed(BASE, i))
     tensors = perturbed(BASE, 50)
@@ -49,6 +49,7 @@ def test_the_odd_one_and_its_tensor_are_told(command: list[str], capsys: pytest.
     assert "sd above what the other layers predict" in lines[4]
     assert "7 accepted variants, 21 statistics each" in said.out
     assert "norm.weight: not as in the base in new" in said.out
+    assert "buffer: not as in the base in any variant" in said.out
     assert "new: head.weight, norm.weight" in said.out
     assert "cannot be certified" in said.out
     hint = said.err.split("next:")[1].split()
@@ -68,6 +69,11 @@ def test_an_ordinary_family_is_shown_too(command: list[str], capsys: pytest.Capt
     assert said.out.count("undecided") >= 7
     assert "judged by a model of the others" in said.out
     assert "next:" not in said.err
+
+
+def test_variants_may_be_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(app, [*command[:-1], "fresh=new"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["fresh", "odd"]
 
 
 def test_json_is_the_python_report(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,21 +8,22 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from kinfold.cli.app import AsFormat, Switch
+from kinfold.cli.app import AsFormat, Switch, named_paths
 from kinfold.cli.audit import audit
 from kinfold.cli.output import DONE, FOUND, emit, facts, out, say_hint, table
+from kinfold.errors import AuditError
 
 outliers = App(name="outliers", help="Look for variants that do not belong.")
 audit.command(outliers)
-Paths = Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")]
+Members = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
 
 @outliers.command
 def variants(
     base: Path,
     *,
-    accepted: Paths,
-    candidates: Paths = (),
+    accepted: Members,
+    candidates: Members = (),
     method: Literal["tccm", "mahalanobis", "knn", "znorm"] = "tccm",
     preset: Literal["default", "paper"] = "default",
     level: Literal["tensor", "layer"] = "tensor",
@@ -40,7 +41,8 @@ def variants(
     base
         Model directory of the base.
     accepted
-        Five or more model directories, adapters, or packs of one codec, known to be ordinary.
+        Five or more model directories, adapters, or packs of one codec, known to be ordinary; NAME=PATH
+        gives one a name of its own.
     candidates
         Those to judge; without any, each accepted variant is judged by a model of the others.
     method
@@ -62,8 +64,8 @@ def variants(
 
     report = judge(
         base,
-        accepted,
-        candidates,
+        named_paths(accepted, AuditError),
+        named_paths(candidates, AuditError),
         method=method,
         preset=preset,
         level=level,
@@ -96,7 +98,7 @@ def _show(report: Any, base: Path) -> None:
     out.print()
     pairs = [
         ("trained on", f"{len(report.accepted)} accepted variants, {report.features} statistics each"),
-        *(("left out", f"{name}: not as in the base in {', '.join(who)}") for name, who in report.left_out.items()),
+        *(("left out", f"{name}: not as in the base in {_who(report, who)}") for name, who in report.left_out.items()),
         *(("only there", f"{one.name}: {', '.join(one.left_out)}") for one in order if one.left_out),
         *(("note", note) for note in report.notes),
     ]
@@ -104,6 +106,11 @@ def _show(report: Any, base: Path) -> None:
     if report.odd:
         path = next(one.path for one in order if one.name == report.odd[0])
         say_hint(shlex.join(["kinfold", "inspect" if Path(path).is_file() else "diff", *_arguments(path, base)]))
+
+
+def _who(report: Any, names: tuple[str, ...]) -> str:
+    everyone = {*report.accepted, *(one.name for one in report.variants)}
+    return "any variant" if everyone <= set(names) else ", ".join(names)
 
 
 def _arguments(path: str, base: Path) -> list[str]:

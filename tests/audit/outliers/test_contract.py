@@ -123,3 +123,17 @@ def test_what_is_not_fitted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (ValueError, AttributeError):
         with pytest.raises(kind, match="not fitted"):
             TCCM().decision_function(np.zeros((2, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:Estimator TCCM does not inherit")
+def test_scikit_learns_own_checks_pass_but_two() -> None:
+    """Where they fail: one row is an AuditError here, and float32 sums depend on how many rows are scored at once."""
+    from sklearn.utils.estimator_checks import check_estimator
+
+    known = {"check_fit2d_1sample": "five rows are needed", "check_methods_subset_invariance": "float32 at 1e-7"}
+    done = check_estimator(
+        TCCM(max_steps=5, hidden=16, threshold="in_sample"), expected_failed_checks=known, on_skip=None
+    )
+    found = {one["check_name"] for one in done if one["status"] in ("failed", "xfail")}
+    assert found <= set(known)
+    assert sum(one["status"] == "passed" for one in done) > 30

@@ -152,3 +152,9 @@ def test_arrays_are_checked(name: str, array: np.ndarray, words: str, saved: Pat
     save_file({**load_file(saved), name: array}, saved, {"kinfold.tccm": text})
     with pytest.raises(AuditError, match=words):
         TCCM.load(saved)
+
+
+def test_a_file_that_changes_while_it_is_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "fromfile", lambda *given, **named: np.zeros(0))
+    with pytest.raises(AuditError, match="changed while it was read"):
+        TCCM.load(saved)

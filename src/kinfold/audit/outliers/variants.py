@@ -31,13 +31,14 @@ _EXPECTED = {  # what a deviation is measured from
     "knn": "the fifth nearest accepted variant",
     "znorm": "the accepted variants' mean",
 }
+Paths = Sequence[PathLike] | Mapping[str, PathLike]
 Judged = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # scores, thresholds, p-values (m,); parts (m, d)
 
 
 def variants(
     base: PathLike,
-    accepted: Sequence[PathLike],
-    candidates: Sequence[PathLike] = (),
+    accepted: Paths,
+    candidates: Paths = (),
     *,
     method: Literal["tccm", "mahalanobis", "knn", "znorm"] = "tccm",
     preset: Literal["default", "paper"] = "default",
@@ -54,7 +55,8 @@ def variants(
 
     Args:
         base: model directory.
-        accepted: 5 or more model directories, adapters, or packs of one codec, known to be ordinary.
+        accepted: 5 or more model directories, adapters, or packs of one codec, known to be ordinary; named by the
+            stems of their paths, or by a mapping's keys.
         candidates: those to judge; without any, each accepted variant is judged by a model of the others.
         method: whose scores decide: `tccm` (arXiv 2510.18328), `mahalanobis` with Ledoit-Wolf shrinkage, `knn` (the
             distance to the fifth neighbour) or `znorm` (the length of the standardised row).
@@ -108,7 +110,7 @@ def variants(
     )
 
 
-def _require_enough(accepted: Sequence[PathLike]) -> None:
+def _require_enough(accepted: Paths) -> None:
     if len(accepted) < LEAST_ROWS:
         raise AuditError(
             f"{len(accepted)} accepted variants were given; {LEAST_ROWS} or more are needed to tell what is ordinary",
