@@ -1,0 +1,22 @@
+"""Odd rows of a table, and odd variants of a family."""
+
+from __future__ import annotations
+
+from kinfold.audit.outliers.tccm import TCCM
+from kinfold.audit.outliers.variants import variants
+from kinfold.errors import MissingExtraError
+
+__all__ = ["TCCM", "as_pyod", "variants"]
+
+
+def as_pyod() -> type[TCCM]:
+    """TCCM as a subclass of PyOD's `BaseDetector` too, for tools that ask for one.
+
+    Raises:
+        MissingExtraError: pyod is not installed.
+    """
+    try:
+        from kinfold.audit.outliers.pyod_detector import PyodTCCM
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(missing.name or "pyod", "pyod") from missing
+    return PyodTCCM
