@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from kinfold.cli import (  # noqa: F401  (importing registers the commands)
-    # noqa: F401  (importing registers the commands,
     audit,
     export,
     family,
