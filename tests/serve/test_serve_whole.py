@@ -70,7 +70,7 @@ class Running:
 @contextmanager
 def running(store: Store, folder: Path, *options: str) -> Iterator[Running]:
     command = [sys.executable, "-m", "kinfold.cli", "serve", store.url, "--base", "base", "--port", "0"]
-    command += ["--cache", str(folder / "cache"), "--format", "json", *options]
+    command += ["--store-cache", str(folder / "cache"), "--format", "json", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     with (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)

@@ -40,7 +40,7 @@ def begin(store: Path, **options: Any) -> Serving:
         raise BegunError
 
     with pytest.raises(BegunError):
-        serve(store, cache=store.parent / "cache", port=0, ready=ready, **options)
+        serve(store, store_cache=store.parent / "cache", port=0, ready=ready, **options)
     return found[0]
 
 
@@ -81,7 +81,7 @@ def test_an_open_address_without_a_key_is_warned_of(store: Path) -> None:
 )
 def test_options_that_are_refused(store: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ServeError, match=message):
-        serve(store, **{"base": "base", "port": 0, "cache": store.parent / "cache"} | options)
+        serve(store, **{"base": "base", "port": 0, "store_cache": store.parent / "cache"} | options)
 
 
 def test_no_store(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_no_store(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken(store: Path) -> None:
     with listen("127.0.0.1", 0) as sock, pytest.raises(ServeError, match="cannot listen"):
-        serve(store, base="base", port=sock.getsockname()[1], cache=store.parent / "cache")
+        serve(store, base="base", port=sock.getsockname()[1], store_cache=store.parent / "cache")
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])

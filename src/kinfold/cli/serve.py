@@ -30,7 +30,8 @@ def serve(
     pin: tuple[str, ...] = (),
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "cpu",
-    cache: Path | None = None,
+    cache: str = "full",
+    store_cache: Path | None = None,
     max_body: str = "1MiB",
     refresh: float = 5.0,
     grace: float = 30.0,
@@ -67,6 +68,9 @@ def serve(
     device
         cpu, cuda, cuda:1, ...
     cache
+        Of keys and values: full, or a compressed one for each answer, such as quant:bits=4, ojakv:basis=FILE or
+        sentencekv:tokens_read=256; then rows are computed one by one.
+    store_cache
         Folder for local copies of what the store holds.
     max_body
         The largest request.
@@ -97,6 +101,7 @@ def serve(
         dtype=dtype,
         device=device,
         cache=cache,
+        store_cache=store_cache,
         max_body=max_body,
         refresh=refresh,
         grace=grace,

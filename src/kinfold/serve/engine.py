@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
-from kinfold.serve import probe
+from kinfold.serve import alone, probe
 from kinfold.serve import sampling as drawing
+from kinfold.serve.cache.spec import CacheSpec
 from kinfold.serve.catalogue import Catalogue, probe_of
 from kinfold.serve.encode import Input
 from kinfold.serve.generate import Request
@@ -45,6 +46,7 @@ class ModelEngine:
         queue: requests that may wait.
         pins: variants that are never evicted.
         poll_seconds: between looks at the catalogue.
+        cache: of keys and values, one for each answer; None for an uncompressed one of the whole batch.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ModelEngine:
         queue: int = QUEUE,
         pins: Collection[str] = (),
         poll_seconds: float = POLL_SECONDS,
+        cache: CacheSpec | None = None,
     ) -> None:
         if max_batch < 1 or queue < 0 or (max_tokens is not None and max_tokens < 2):
             raise ServeError(
@@ -69,6 +72,8 @@ class ModelEngine:
         self.max_tokens = min(live.limit, max_tokens or live.limit)
         self._base = base_variant(live, self.base)
         self._base.tokens.warm()
+        if cache is not None:
+            alone.check(live, self._base, cache)
         self._capacity, self._poll_seconds = max_batch + queue, poll_seconds
         self._seats = 0
         self._free = asyncio.Event()
@@ -80,7 +85,7 @@ class ModelEngine:
         self._residents.pin(pins)
         self._shelf = Shelf(catalogue, live, self.base, self._shelf_changed)
         self._shelf.refresh()
-        self._worker = Worker(live, max_batch)
+        self._worker = Worker(live, max_batch, cache)
         self._stop = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kinfold-catalogue", daemon=True)
         self._poller.start()

@@ -78,7 +78,7 @@ class Request:
         return own, tuple((self.variant.tokens.piece(other), value) for other, value in best)
 
 
-class _Prefill:
+class Prefill:
     """Prompts of like length that are being read, padded on the right."""
 
     def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
@@ -105,7 +105,7 @@ class Batcher:
     def __init__(self, live: LiveModel, max_batch: int, counts: Counter[str]) -> None:
         self._live, self._max_batch, self._counts = live, max_batch, counts
         self._waiting: deque[Request] = deque()
-        self._prefill: _Prefill | None = None
+        self._prefill: Prefill | None = None
         self._rows: list[Request] = []
         self._kv = KeyValues()
 
@@ -124,7 +124,7 @@ class Batcher:
         """Read a piece of a prompt, then give every running row a token; False where there was nothing to do."""
         self._drop_cancelled()
         if self._prefill is None and self._waiting and len(self._rows) < self._max_batch:
-            self._prefill = _Prefill(self._admit(), self._live.device)
+            self._prefill = Prefill(self._admit(), self._live.device)
         busy = self._prefill is not None or bool(self._rows)
         if self._prefill is not None:
             self._read(self._prefill)
@@ -159,7 +159,7 @@ class Batcher:
             group.append(self._waiting.popleft())
         return group
 
-    def _read(self, prefill: _Prefill) -> None:
+    def _read(self, prefill: Prefill) -> None:
         start = prefill.done
         stop = min(prefill.width, start + max(1, STEP_TOKENS // len(prefill.requests)))
         ends = {row: length - 1 - start for row, length in enumerate(prefill.lengths) if start < length <= stop}
@@ -175,7 +175,7 @@ class Batcher:
             self._prefill = None
             self._begin(prefill)
 
-    def _begin(self, prefill: _Prefill) -> None:
+    def _begin(self, prefill: Prefill) -> None:
         """First tokens of the answers; rows that go on join the others."""
         self._counts["prompt_tokens"] += sum(prefill.lengths)
         rows = [

@@ -58,7 +58,8 @@ def serve(
     pin: Sequence[str] = (),
     dtype: str = "auto",
     device: str = "cpu",
-    cache: str | Path | None = None,
+    cache: str = "full",
+    store_cache: str | Path | None = None,
     max_body: str | int = "1MiB",
     refresh: float = 5.0,
     grace: float = 30.0,
@@ -79,7 +80,9 @@ def serve(
         pin: variants that are not evicted once they are loaded.
         dtype: `auto` is the base's own; `float32`, `bfloat16` or `float16`.
         device: as torch names it.
-        cache: folder for local copies of what the store holds.
+        cache: of keys and values: `full`, or a compressed one for each answer, such as `quant:bits=4`,
+            `ojakv:basis=FILE` or `sentencekv:tokens_read=256`; then rows are computed one by one.
+        store_cache: folder for local copies of what the store holds.
         max_body: bytes of the largest request: a number or a text such as `1MiB`.
         refresh: seconds between looks at the store.
         grace: seconds that running requests have to end when the server is told to stop.
@@ -95,14 +98,16 @@ def serve(
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve")
     from kinfold.serve.app import create_app
+    from kinfold.serve.cache import parse_cache
     from kinfold.serve.http import is_loopback, listen, server_of, url_of
 
     room, most = _bytes("variant_memory", variant_memory), _bytes("max_body", max_body)
     if refresh <= 0 or grace < 0:
         raise ServeError(f"refresh is {refresh} seconds and grace {grace}; above 0, and 0 or more, are allowed")
-    opened = Store.open(store, cache=cache)
+    kept = None if cache == "full" else parse_cache(cache)
+    opened = Store.open(store, cache=store_cache)
     name, directory = base_of(opened, base)
-    options = {"max_batch": max_batch, "queue": queue, "max_tokens": max_tokens, "poll_seconds": refresh}
+    options = {"max_batch": max_batch, "queue": queue, "max_tokens": max_tokens, "poll_seconds": refresh, "cache": kept}
     with (
         closing(listen(host, port)) as sock,  # before the base is loaded: a port that is taken is told at once
         _engine(opened, name, directory, dtype, device, cache_bytes=room, pins=pin, **options) as engine,

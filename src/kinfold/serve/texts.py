@@ -43,7 +43,8 @@ class Tokens:
         return any(name in self.files for name in TOKENIZER_FILES)
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """As transformers loads it. Raises ServeError where there is none, or its files are damaged."""
         import transformers
 
         if not self.there:
@@ -67,12 +68,12 @@ class Tokens:
             ServeError: its files are damaged.
         """
         with self._lock:
-            _ = self.there and self._tokenizer
+            _ = self.there and self.tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
         with self._lock:
-            return list(self._tokenizer(text)["input_ids"])
+            return list(self.tokenizer(text)["input_ids"])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the answer.
@@ -81,7 +82,7 @@ class Tokens:
             ServeError: there is no template, or it refuses the conversation.
         """
         with self._lock:
-            tokenizer = self._tokenizer
+            tokenizer = self.tokenizer
             if not getattr(tokenizer, "chat_template", None):
                 raise ServeError(
                     f"`{self.name}` has no chat template", hint="send a plain prompt to /v1/completions instead"
@@ -97,14 +98,14 @@ class Tokens:
         if not self.there:
             return ""
         with self._lock:
-            return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def piece(self, token: int) -> str:
         """The text of one token as alternatives are shown, special ones too."""
         if not self.there:
             return ""
         with self._lock:
-            return self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+            return self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
 
 
 class Growing:

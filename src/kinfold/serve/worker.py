@@ -7,6 +7,8 @@ from collections import Counter, deque
 
 import torch
 
+from kinfold.serve.alone import OneByOne, attention
+from kinfold.serve.cache.spec import CacheSpec
 from kinfold.serve.encode import Encoder, Input
 from kinfold.serve.generate import Batcher, Request
 from kinfold.serve.live import LiveModel
@@ -18,11 +20,14 @@ class Worker:
     Args:
         live: the base.
         max_batch: rows at once.
+        cache: of keys and values, one for every row; None for one of all rows, uncompressed.
     """
 
-    def __init__(self, live: LiveModel, max_batch: int) -> None:
+    def __init__(self, live: LiveModel, max_batch: int, cache: CacheSpec | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self._batcher = Batcher(live, max_batch, self.counts)
+        alone = cache and OneByOne(live, max_batch, self.counts, cache)
+        self._batcher = alone or Batcher(live, max_batch, self.counts)
+        self._attention = attention(live, cache)
         self._encoder = Encoder(live, max_batch, self.counts)
         self._inbox: deque[Request | Input] = deque()
         self._wake = threading.Condition()
@@ -53,7 +58,7 @@ class Worker:
 
     def _run(self) -> None:
         busy = False
-        with torch.inference_mode():
+        with torch.inference_mode(), self._attention:
             while self._sort(busy):
                 busy = False
                 for part in (self._batcher, self._encoder):
