@@ -11,6 +11,7 @@ from pathlib import Path
 from kinfold.checkpoint.atomic import disk_errors, sync_directory
 from kinfold.errors import StoreError
 from kinfold.store.backend import BLOCK, Backend, Listed
+from kinfold.store.threads import side_by_side
 
 _TEMPORARIES = "objects"
 _MARK = ".tmp-"
@@ -124,13 +125,10 @@ class LocalBackend(Backend):
             os.replace(self.root / path, self.root / to)
 
     def sync(self, paths: Iterable[str]) -> None:
-        folders = {
-            folder for path in paths for folder in (self.root / path).parents if folder.is_relative_to(self.root)
-        }
-        for folder in sorted(folders, reverse=True):
-            with disk_errors(folder):
-                if folder.is_dir():
-                    sync_directory(folder)
+        parents = {folder for path in paths for folder in (self.root / path).parents}
+        folders = [folder for folder in parents if folder.is_relative_to(self.root)]
+        for _ in side_by_side(_sync, folders, lambda _: 0):  # at once, so that the disk can join them
+            pass
 
     def local(self, path: str) -> Path | None:
         return self.root / path
@@ -154,6 +152,12 @@ class LocalBackend(Backend):
             else:
                 return
         raise missing_or_there
+
+
+def _sync(folder: Path) -> None:
+    with disk_errors(folder):
+        if folder.is_dir():
+            sync_directory(folder)
 
 
 def _write(path: Path, blocks: Iterable[bytes]) -> None:

@@ -71,7 +71,9 @@ class RemoteBackend(Backend):
         return int(info["size"]) if info.get("type") == "file" else None
 
     def put(self, path: str, blocks: Callable[[], Iterable[bytes]]) -> None:
-        data = b"".join(blocks())
+        data = bytearray()
+        for block in blocks():  # joining a list of them would hold a segment twice
+            data += block
         self._try(self._fs.pipe_file, self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
