@@ -106,8 +106,16 @@ def _oja(options: str, ratio: float) -> str:
 
 
 def made(row: Row, data: str) -> Any:
+    warm()
     path = basis_file(data if row.basis == "own" else row.basis) if row.basis else ""
     return parse_cache(row.spec.format(path))
+
+
+@cache
+@torch.inference_mode()
+def warm() -> None:
+    """The first pass of a process is slow, and would be the full cache's."""
+    task().model(next(long_texts(task().tokenizer, 1024, 1)), logits_to_keep=1)
 
 
 @cache

@@ -108,6 +108,8 @@ def compare_caches(
     specs = {spec.text: spec for spec in [parse_cache(FULL), *caches]}
     found: dict[str, list[Scored]] = {name: [] for name in specs}
     texts = [task.token_ids(row, most) for row in rows]
+    with torch.inference_mode():  # the first pass of a process is slow, and would be the full cache's
+        task.model.base_model(texts[0][:, :1024].to(task.model.device))
     for ids in texts:
         if ids.shape[1] < 4:
             raise CacheError(f"a text has {ids.shape[1]} tokens; at least 4 are needed to score its end")
