@@ -18,6 +18,7 @@ from kinfold.serve.cache.base import KVCache
 from kinfold.serve.cache.spec import CacheSpec
 from kinfold.serve.generate import Batcher, Prefill, Request
 from kinfold.serve.live import LiveModel
+from kinfold.serve.request import Ids
 from kinfold.serve.variant import Variant
 
 
@@ -71,7 +72,7 @@ class OneByOne(Batcher):
         self._rows = [self._rows[row] for row in rows]
         self._caches = [self._caches[row] for row in rows]
 
-    def _pass(self, request: Request, ids: list[int] | tuple[int, ...], cache: KVCache) -> torch.Tensor:
+    def _pass(self, request: Request, ids: Ids, cache: KVCache) -> torch.Tensor:
         """Logits (vocabulary,) after `ids`, the newest tokens of the row."""
         device, seen = self._live.device, cache.get_seq_length()
         positions = torch.arange(seen, seen + len(ids), device=device)[None]
