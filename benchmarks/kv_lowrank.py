@@ -63,7 +63,7 @@ CALIBRATION_TOKENS = 8192
 WIRED_RANKS = (8, 6, 12, 16)
 WIRED_PROMPTS = 150
 _ALWAYS: dict[str, Any] = {"min_update_tokens": 0, "recent_tokens": 8}
-_STILL: dict[str, Any] = {**_ALWAYS, "eta_prefill": 0, "eta_decode": 0}
+_STILL: dict[str, Any] = {**_ALWAYS, "eta_prefill": 0}
 _ONCE: dict[str, Any] = {"eta_prefill": 0.1, "prefill_steps": 1, "update": "published"}
 WIRED: dict[str, OjaKVConfig | None] = {
     "full": None,
@@ -97,7 +97,7 @@ def caches() -> Iterator[Row]:
             yield from (Row(f"{p} {ratio}", _oja(f"preset={p}", ratio), basis) for p in PRESETS)
             yield Row(f"always updated {ratio}", _oja("min_update_tokens=0", ratio), basis)
             yield Row(f"128 whole {ratio}", _oja("whole_tokens=128", ratio), basis)
-            yield Row(f"no decode update {ratio}", _oja("eta_decode=0", ratio), basis)
+            yield Row(f"decode update {ratio}", _oja("eta_decode=0.05", ratio), basis)
         yield Row("default 1.0", _oja("preset=default", 1.0), basis)
 
 

@@ -24,7 +24,8 @@ class OjaKVConfig(BaseModel):
         recent_tokens: last tokens, always whole.
         whole_tokens: further tokens of the prompt that stay whole; a float is a share of the prompt.
         eta_prefill, prefill_steps: rate and number of Oja steps on the prompt; 0 keeps the calibrated basis.
-        eta_decode: rate of the step on each `decode_period` generated tokens; 0 makes none.
+        eta_decode: rate of the step on each `decode_period` generated tokens; 0 makes none. Every step adds a basis
+            to what is held (docs/decisions/008).
         decode_period: generated tokens are stored this many at a time; 0 leaves them whole.
         decode_keep: of these, how many stay whole.
         update: form of the step, see `kinfold.serve.cache.basis.oja`.
@@ -47,7 +48,7 @@ class OjaKVConfig(BaseModel):
     whole_tokens: Count | Annotated[float, Field(ge=0, le=1)] = 64
     eta_prefill: Rate = 0.5
     prefill_steps: Count = 20
-    eta_decode: Rate = 0.05
+    eta_decode: Rate = 0.0
     decode_period: Count = 64
     decode_keep: Count = 4
     update: Update = "stable"
