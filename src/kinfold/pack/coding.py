@@ -90,7 +90,7 @@ def decode(unit: Unit, payload: bytes, seed: int, read: Reader) -> Iterator[tupl
             yield piece, part.to(dtype)
             continue
         exactly = torch.float64 if torch.float64 in (dtype, reference[number].dtype) else torch.float32
-        yield piece, (reference[number].to(exactly) + part.to(exactly)).to(dtype)
+        yield piece, part.to(exactly).add_(reference[number]).to(dtype)  # in place: fresh pages cost as much as the sum
 
 
 def decode_delta(unit: Unit, payload: bytes, seed: int) -> Iterator[tuple[Piece, torch.Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kinfold.codec.lowrank import Pair
+from kinfold.codec.threads import ordered_map
 from kinfold.errors import ServeError
 from kinfold.pack.adapter_member import AdapterMember
 from kinfold.pack.member import Member
@@ -167,8 +168,9 @@ def changes(member: Member, live: LiveModel, placement: Placement) -> dict[str, 
     Raises:
         ServeError: a module owns both a changed parameter and other modules.
     """
-    shared: dict[tuple[str, int], Change | None] = {}
     result: dict[str, dict[str, Change]] = {}
+    jobs: dict[tuple[str, int], tuple[str, Kind]] = {}  # what has no factors: a place for each tensor and parameter
+    waiting: list[tuple[str, str, tuple[str, int]]] = []
     for spot, own in placement.sources.items():
         module, parameter, kind = live.module_of(spot)
         if kind == "parent":
@@ -176,10 +178,20 @@ def changes(member: Member, live: LiveModel, placement: Placement) -> dict[str, 
         change = _product(member, live, placement, spot, kind)
         if change is None:
             key = (own, id(live.places[spot]) if kind != "leaf" else 0)
-            if key not in shared:
-                shared[key] = whole_or_dense(member.value(own), kind, live.places[spot])
-            change = shared[key]
-        if change is not None and not (isinstance(change, LowRank) and is_zero(change)):
+            jobs.setdefault(key, (spot, kind))
+            waiting.append((module, parameter, key))
+        elif not is_zero(change):
+            result.setdefault(module, {})[parameter] = change
+
+    def made(key: tuple[str, int]) -> Change | None:
+        spot, kind = jobs[key]
+        with torch.inference_mode():
+            return whole_or_dense(member.value(key[0]), kind, live.places[spot])
+
+    found = dict(zip(jobs, ordered_map(made, jobs, values=lambda key: live.places[jobs[key][0]].numel()), strict=True))
+    for module, parameter, key in waiting:
+        change = found[key]
+        if change is not None:
             result.setdefault(module, {})[parameter] = change
     return result
 
