@@ -146,7 +146,7 @@ class StoredVariants:
             raise WrongBaseError(
                 f"it was made from another base: fingerprint {stored.base[:16]}..., and the base served, "
                 f"`{base.checkpoint.directory}`, is {base.fingerprint[:16]}...",
-                hint="serve its own base; `kinfold store info STORE NAME` names it",
+                hint="serve its own base; `kinfold store info NAME --store STORE` names it",
             )
         path = self.store.path(stored.ref)
         if stored.kind == "family":
