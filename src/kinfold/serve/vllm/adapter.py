@@ -109,7 +109,8 @@ def weights_hint(name: str) -> str:
     """What to do with a variant that is no LoRA."""
     return (
         f"serve it as weights: `kinfold store get {name} --store STORE -o PACK`, "
-        "`kinfold restore PACK --base BASE -o OUT`, `vllm serve OUT`; or swap it into a running LLM with kinfold.serve.vllm.patch"
+        "`kinfold restore PACK --base BASE -o OUT`, `vllm serve OUT`; or swap it into a running LLM with "
+        "kinfold.serve.vllm.patch"
     )
 
 
