@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from serving import Fleet, causal, edit_config, encoders, lively, tuned
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kinfold.errors import ServeError
 from kinfold.serve.live import LiveModel
@@ -80,6 +81,25 @@ def test_a_config_of_another_computation(live: LiveModel, fleet: Fleet, tmp_path
     edit_config(tmp_path / "v", model_type="unheard-of")
     with pytest.raises(ServeError, match="cannot read its config"):
         load(live, tmp_path / "v")
+
+
+def test_attention_of_another_reach(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(**settings, num_key_value_heads=2, vocab_size=64, sliding_window=8, use_sliding_window=True)
+    config.layer_types = ["full_attention", "full_attention"]
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "v")
+    edit_config(tmp_path / "v", layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(ServeError, match="differs from the base's in layer_types"):
+        load(LiveModel.open(tmp_path / "base"), tmp_path / "v")
+
+
+def test_longrope_is_served_as_far_as_its_short_factors_reach(tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope |= {"original_max_position_embeddings": 32, "factor": 4.0}
+    lively(rope_parameters=rope, max_position_embeddings=128).save_pretrained(tmp_path / "base")
+    assert LiveModel.open(tmp_path / "base").limit == 32
 
 
 def test_harmless_settings(live: LiveModel, fleet: Fleet, tmp_path: Path) -> None:

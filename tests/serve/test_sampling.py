@@ -67,3 +67,9 @@ def test_logprobs() -> None:
 def test_impossible_values(changes: dict[str, float]) -> None:
     with pytest.raises(ServeError):
         sampling.check(Sampling(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 1e-46}, {"temperature": 1.0, "top_p": 1e-46}])
+def test_values_that_float32_has_no_number_for(changes: dict[str, float]) -> None:
+    given = Sampling(seed=0, **changes)  # type: ignore[arg-type]
+    assert sampling.draw(torch.tensor([0.5, 3.0, 1.0]), given, sampling.generator(given)) == 1

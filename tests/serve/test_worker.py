@@ -8,6 +8,7 @@ import pytest
 from serving import Fleet, causal, chunks, expected, greedy, prompt, run, tokens
 
 from kinfold.serve import encode, generate
+from kinfold.serve.cache import parse_cache
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,42 @@ def test_stop_texts_end_answers(fleet: Fleet) -> None:
         cut = await chunks(engine, "full", prompt("t", 6), greedy(30, ignore_eos=True, stop=(stop,)))
         assert "".join(chunk.text for chunk in cut) == free[: free.index(stop)]
         assert cut[-1].finish == "stop"
+        await engine.close()
+
+    run(work())
+
+
+def test_what_one_row_cannot_draw_ends_that_row_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = generate.drawing.draw
+
+    def breaks(logits, sampling, source):
+        if sampling.seed == 13:
+            raise RuntimeError("no such token")
+        return draw(logits, sampling, source)
+
+    monkeypatch.setattr(generate.drawing, "draw", breaks)
+
+    async def work(**options) -> None:
+        engine = fleet.engine(**options)
+        asked = [tokens(engine, "full", [1, 2, 3], greedy(4, seed=13)), tokens(engine, "lora", [4, 5, 6], greedy(6))]
+        bad, good = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(bad, RuntimeError)
+        assert good == expected(fleet.restored["lora"], [4, 5, 6], 6)
+        assert engine.stats()["running"] == engine.stats()["waiting"] == 0
+        await engine.close()
+
+    run(work())
+    run(work(cache=parse_cache("quant:bits=8")))
+
+
+def test_prompts_there_is_no_memory_for_are_told(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        engine = fleet.engine()
+        with monkeypatch.context() as patch:
+            patch.setattr(generate, "Prefill", lambda *given: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await tokens(engine, "full", [1, 2], greedy(3))
+        assert await tokens(engine, "full", [1, 2], greedy(3)) == expected(fleet.restored["full"], [1, 2], 3)
         await engine.close()
 
     run(work())

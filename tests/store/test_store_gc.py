@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores import age, contents, digest, keys, object_path, objects, parts, write
@@ -147,3 +150,39 @@ def test_a_dry_run_writes_nothing(store: Store, small: list[Path]) -> None:
     before = keys(store, "")
     assert store.gc(dry_run=True).dry_run
     assert keys(store, "") == before
+
+
+def test_what_cannot_be_listed_is_not_taken_for_empty(
+    local: Store, small: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.add(small[0], name="m")
+    before, scan = objects(local), os.scandir
+
+    def broken(path: str | Path = ".") -> Any:
+        if Path(path).name == "refs":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", broken)
+        with pytest.raises(StoreError, match="cannot list"):
+            local.gc()
+    assert objects(local) == before
+    assert local.verify().sound
+
+
+def test_a_damaged_version_harms_its_own_name_alone(local: Store, small: list[Path]) -> None:
+    local.add(small[0], name="good")
+    local.add(small[1], name="bad")
+    write(local, "refs/bad/00000001.json", b"")
+    fresh = Store.open(local.url)
+    assert contents(fresh.path("good")) == contents(small[0])
+    assert {entry.name: entry.kind for entry in fresh.ls()} == {"good": "model", "bad": "damaged"}
+    with pytest.raises(StoreError):
+        fresh.path("bad")
+    with pytest.raises(StoreError):  # what it needs is not known
+        fresh.gc()
+    fresh.rm("bad")
+    fresh.gc()
+    assert objects(fresh) == pieces(small[0])
+    assert fresh.verify().sound

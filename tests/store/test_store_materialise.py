@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import contents, digest, object_path
+from stores import contents, digest, object_path, write
 
 from kinfold.errors import OutputError, StoreError
 from kinfold.store import Store, materialise, objects
@@ -117,3 +118,16 @@ def test_a_damaged_object_stops_a_link_too(local: Store, small: list[Path]) -> N
     there.write_bytes(b"x")
     with pytest.raises(StoreError, match="is damaged"):
         local.path("m")
+
+
+@pytest.mark.parametrize("evil", ["{}/victim", "../../../../victim", "a/b", ""])
+def test_a_hostile_manifest_names_no_folder(local: Store, small: list[Path], tmp_path: Path, evil: str) -> None:
+    local.add(small[0], name="base")
+    data = local.manifest("base").model_copy(update={"name": evil.format(tmp_path)}).to_bytes()
+    write(local, f"manifests/{digest(data)}.json", data)
+    ref = {"manifest": digest(data), "created": "2026-01-01T00:00:00Z", "note": "", "writer": "x"}
+    write(local, "refs/base/00000002.json", json.dumps(ref).encode())
+    (tmp_path / "victim").mkdir()
+    with pytest.raises(StoreError):
+        Store.open(local.url).path("base")
+    assert list((tmp_path / "victim").iterdir()) == []

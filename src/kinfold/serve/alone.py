@@ -51,7 +51,7 @@ class OneByOne(Batcher):
         try:
             cache = new_cache(self._spec, self._live, request.variant)
             logits = self._pass(request, request.ids, cache)
-        except CacheError as error:  # of this request's tokenizer or prompt; the other rows go on
+        except Exception as error:  # the other rows go on
             request.deliver(error)
             return
         self._counts["prompt_tokens"] += len(request.ids)
@@ -61,12 +61,17 @@ class OneByOne(Batcher):
 
     def _decode(self) -> None:
         rows = zip(self._rows, self._caches, strict=True)
-        going = [
-            row
-            for row, (request, cache) in enumerate(rows)
-            if not self._take(request, self._pass(request, [request.last], cache))
-        ]
+        going = [row for row, (request, cache) in enumerate(rows) if not self._next(request, cache)]
         self._keep(going)
+
+    def _next(self, request: Request, cache: KVCache) -> bool:
+        """One more token; True when the answer is complete, or failed."""
+        try:
+            logits = self._pass(request, [request.last], cache)
+        except Exception as error:
+            request.deliver(error)
+            return True
+        return self._take(request, logits)
 
     def _keep(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]

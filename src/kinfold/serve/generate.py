@@ -124,13 +124,20 @@ class Batcher:
         """Read a piece of a prompt, then give every running row a token; False where there was nothing to do."""
         self._drop_cancelled()
         if self._prefill is None and self._waiting and len(self._rows) < self._max_batch:
-            self._prefill = Prefill(self._admit(), self._live.device)
+            self._prepare(self._admit())
         busy = self._prefill is not None or bool(self._rows)
         if self._prefill is not None:
             self._read(self._prefill)
         if self._rows:
             self._decode()
         return busy
+
+    def _prepare(self, group: list[Request]) -> None:
+        try:
+            self._prefill = Prefill(group, self._live.device)
+        except Exception as error:  # such as memory: it is theirs alone
+            for request in group:
+                request.deliver(error)
 
     def fail(self, error: Exception) -> None:
         """Tell everyone that is running that it will not go on, and start afresh."""
@@ -172,8 +179,8 @@ class Batcher:
             prefill.logits[row] = logits[row, columns.index(column)]
         prefill.done = stop
         if stop == prefill.width:
-            self._prefill = None
             self._begin(prefill)
+            self._prefill = None  # not before: whatever fails in between must be told to them
 
     def _begin(self, prefill: Prefill) -> None:
         """First tokens of the answers; rows that go on join the others."""
@@ -197,7 +204,11 @@ class Batcher:
 
     def _take(self, request: Request, logits: torch.Tensor) -> bool:
         self._counts["generated_tokens"] += 1
-        return request.take(logits)
+        try:
+            return request.take(logits)
+        except Exception as error:  # what one row cannot draw or decode does not end the others
+            request.deliver(error)
+            return True
 
     def _forward(
         self,

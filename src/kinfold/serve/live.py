@@ -97,6 +97,11 @@ class LiveModel:
     def limit(self) -> int:
         text = self.config.get_text_config()
         positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+        rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+        if "longrope" in (rope.get("rope_type"), rope.get("type")):
+            # beyond these, all rows of a batch would turn with the longest of them
+            first = rope.get("original_max_position_embeddings")
+            positions = min(positions, first or getattr(text, "original_max_position_embeddings", None) or positions)
         for name, module in self._modules.items():  # positions may start behind that of padding, as in RoBERTa
             padding = module.padding_idx if isinstance(module, nn.Embedding) else None
             if name.endswith("position_embeddings") and padding is not None:

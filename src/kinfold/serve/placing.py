@@ -24,7 +24,7 @@ HARMLESS = {  # nothing that a forward pass without training reads, or told othe
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "tie_word_embeddings"),
     *("initializer_range", "initializer_factor", "gradient_checkpointing", "output_attentions", "return_dict"),
-    *("output_hidden_states", "tokenizer_class", "_attn_implementation", "chunk_size_feed_forward", "layer_types"),
+    *("output_hidden_states", "tokenizer_class", "_attn_implementation", "chunk_size_feed_forward"),
 }
 
 

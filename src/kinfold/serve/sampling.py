@@ -7,6 +7,8 @@ import torch
 from kinfold.errors import ServeError
 from kinfold.serve.request import Sampling
 
+LEAST = 1e-6  # of temperatures: below it, scores divided by it are no float32 any more, and draws are greedy anyway
+
 
 def check(sampling: Sampling) -> None:
     """Refuse what no token can be drawn by.
@@ -26,7 +28,7 @@ def check(sampling: Sampling) -> None:
 
 def generator(sampling: Sampling) -> torch.Generator | None:
     """A row's own source of randomness; None where nothing is drawn."""
-    if sampling.temperature == 0:
+    if sampling.temperature < LEAST:
         return None
     made = torch.Generator()
     if sampling.seed is None:
@@ -48,6 +50,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, source: torch.Generator | Non
     if sampling.top_p < 1:
         ordered, places = masses.sort(descending=True, stable=True)
         beyond = ordered.cumsum(0) - ordered >= sampling.top_p
+        beyond[0] = False  # also where `top_p` is 0 in float32
         masses = masses.clone()
         masses[places[beyond]] = 0
     return int(torch.multinomial(masses, 1, generator=source))

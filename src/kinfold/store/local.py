@@ -102,13 +102,18 @@ class LocalBackend(Backend):
         return [name for name, _ in self._walk(_TEMPORARIES) if name.rsplit("/", 1)[-1].startswith(_MARK)]
 
     def _walk(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        for directory, _, names in os.walk(self.root / folder):
+        def unreadable(cause: OSError) -> None:
+            # what cannot be listed is not empty: a gc would take all of it for forgotten
+            if not isinstance(cause, FileNotFoundError):
+                raise StoreError(f"cannot list `{cause.filename}`: {cause}", hint="ls -ld the folder") from cause
+
+        for directory, _, names in os.walk(self.root / folder, onerror=unreadable):
             for name in names:
                 path = Path(directory, name)
                 try:
                     yield path.relative_to(self.root).as_posix(), path.stat()
-                except FileNotFoundError:  # removed meanwhile
-                    continue
+                except OSError as cause:  # or it was removed meanwhile
+                    unreadable(cause)
 
     def remove(self, path: str) -> None:
         target = self.root / path

@@ -9,6 +9,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kinfold.errors import StoreError
+from kinfold.store.names import is_name
 from kinfold.store.objects import DamagedError
 
 FORMAT = 1
@@ -94,6 +95,13 @@ class Manifest(_Model):
     report: dict[str, Any]
     created_by: str
     created: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        if not is_name(name):  # it becomes a folder of the cache
+            raise ValueError(f"{name!r} is no name")
+        return name
 
     @model_validator(mode="after")
     def _sorted(self) -> Manifest:

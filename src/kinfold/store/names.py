@@ -22,15 +22,18 @@ class Reference:
     tag: str | None = None
 
 
+def is_name(text: str) -> bool:
+    # `NUL.txt` too is a device on Windows
+    return bool(_NAME.fullmatch(text)) and not text.endswith(".") and text.split(".")[0].lower() not in _DEVICES
+
+
 def check_name(name: str, what: str = "name") -> str:
     """Return `name` if an entry (or a tag) can be called so; it becomes a part of paths on every kind of disk.
 
     Raises:
         StoreError: it cannot.
     """
-    # `NUL.txt` too is a device on Windows
-    bad = not _NAME.fullmatch(name) or name.endswith(".") or name.split(".")[0].lower() in _DEVICES
-    if bad:
+    if not is_name(name):
         raise StoreError(
             f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` make one, at most 128, beginning with a letter "
             "or digit, not ending in a dot, and no device of Windows",

@@ -19,6 +19,9 @@ _DAMAGED = "kinfold store verify, then restore it from a copy"
 _NUMBERED = re.compile(r"(?P<folder>.+)/(?P<number>[0-9]{8})\.json")
 
 
+LOST = "0" * 64  # hash of no manifest
+
+
 @dataclass(frozen=True)
 class Version:
     """One version of a name; `manifest` is None where the name was removed."""
@@ -62,20 +65,38 @@ class Refs:
         """The newest version of every name, removed ones too."""
         numbers = self.numbers()
         wanted = [(name, numbers[name][-1]) for name in numbers]
-        read = side_by_side(lambda one: self.read(*one), wanted, lambda _: 0)
+        read = side_by_side(lambda one: self._read_or_lost(*one), wanted, lambda _: 0)
         found = {version.name: version for version in read}
         return {name: found[name] for name in numbers}
+
+    def _read_or_lost(self, name: str, number: int) -> Version:
+        """A version; where it is damaged, one of a manifest that there cannot be, so that the others go on."""
+        try:
+            return self.read(name, number)
+        except StoreError:
+            return Version(name, number, LOST, "", "damaged")
 
     def newest(self, name: str) -> Version | None:
         """The newest version of one name, which may be removed; None where there never was one."""
         numbers = self.numbers(name).get(name)
         return self.read(name, numbers[-1]) if numbers else None
 
+    def last(self, name: str) -> int:
+        """Number of the current version, damaged or not. Raises StoreError where there is none."""
+        current = self.current().get(name)
+        return current.number if current and current.manifest == LOST else self.resolve(name).number
+
     def history(self, name: str) -> list[Version]:
         """All versions of a name that are still written down, newest first."""
         numbers = self.numbers(name).get(name, [])
-        found = {v.number: v for v in side_by_side(lambda n: self.read(name, n), numbers, lambda _: 0)}
-        return [found[number] for number in reversed(numbers)]
+        found = {v.number: v for v in side_by_side(lambda n: self._read_or_lost(name, n), numbers, lambda _: 0)}
+        newest_first = [found[number] for number in reversed(numbers)]
+        for version in newest_first:
+            if version.manifest is None:  # whatever was before the removal is not needed any more
+                break
+            if version.manifest == LOST:
+                self.read(name, version.number)  # raises
+        return newest_first
 
     def live(self, name: str) -> list[Version]:
         """The versions that can be had, newest first: those since the name was last removed."""

@@ -175,7 +175,7 @@ class Store:
         if set(name) & set("@:"):
             raise StoreError(f"{name!r} is no name; all versions of a name go together", hint="give the name alone")
         refs = self._place.refs
-        while not refs.create(name, refs.resolve(name).number + 1, None):  # else somebody has added one meanwhile
+        while not refs.create(name, refs.last(name) + 1, None):  # else somebody has added one meanwhile
             continue
 
     def gc(self, *, dry_run: bool = False, prune_history: bool = False, wait: float = 60.0) -> Collected:
