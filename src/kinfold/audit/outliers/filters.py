@@ -5,8 +5,9 @@ A filter is a sum of terms, each standardised by the reference's own scores. No 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from kinfold.audit.outliers.medix import Vote
 from kinfold.errors import AuditError
 
 NEIGHBOURS = 10
-TERMS: Mapping[str, tuple[str, ...]] = {
+FILTERS: Mapping[str, tuple[str, ...]] = {
     "sum": ("energy", "knn"),
     "energy": ("energy",),
     "knn": ("knn",),
@@ -24,7 +25,7 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     "medix": ("medix",),
     "none": (),
 }
-GRADIENT_TERMS = ("l2", "sal", "medix")
+GRADIENT_FILTERS = ("l2", "sal", "medix")
 _AT_ONCE = 1 << 22  # distances held at once: 32 MiB
 
 
@@ -58,11 +59,37 @@ class Views:
         return cls(unit, -top - np.log(odds.sum(axis=1)), others / (1 + others), gradients)
 
 
+class Rule(Protocol):
+    """Gives a score of each row; where a rule cannot, it raises AuditError."""
+
+    def of(self, views: Views) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """A score that the views have already: `energy` or `doubt`."""
+
+    key: str
+
+    def of(self, views: Views) -> np.ndarray:
+        found = getattr(views, self.key)
+        if found is None:
+            raise AuditError(
+                "this score needs logits of two classes or more, which are not there",
+                hint="--filter knn looks at features only",
+            )
+        return found
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """Mean distance to the 10th neighbour among the reference rows of each set of folds but one.
 
     A reference row is compared with those of other folds, any other row with each such set in turn.
+
+    Attributes:
+        seen: float64 (n, d), of norm 1.
+        folds: int64 (n,).
     """
 
     seen: np.ndarray
@@ -75,107 +102,100 @@ class Neighbours:
             found[here] = _tenth(self.seen[here], self.seen[~here])
         return found
 
-    def of(self, features: np.ndarray) -> np.ndarray:
+    def of(self, views: Views) -> np.ndarray:
         sets = [self.seen[self.folds != fold] for fold in np.unique(self.folds)]
-        return np.mean([_tenth(features, some) for some in sets], axis=0)
+        return np.mean([_tenth(views.features, some) for some in sets], axis=0)
 
 
 def _tenth(rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
     place, step = min(NEIGHBOURS, len(seen)) - 1, max(1, _AT_ONCE // len(seen))
-    parts = []
+    parts = [np.empty(0)]
     for start in range(0, len(rows), step):
-        likeness = rows[start : start + step] @ seen.T  # of unit vectors, apart by sqrt(2 - 2 likeness)
-        parts.append(np.partition(-likeness, place, axis=1)[:, place])
+        unlike = -(rows[start : start + step] @ seen.T)  # unit vectors are sqrt(2 + 2 unlike) apart
+        parts.append(np.partition(unlike, place, axis=1)[:, place])
     return np.sqrt(np.maximum(2 + 2 * np.concatenate(parts), 0.0))
 
 
 @dataclass(frozen=True)
-class Term:
-    """A score of any rows, and its mean and standard deviation over the reference.
-
-    Attributes:
-        name: of the term.
-        reference: float64 (n,), the reference rows' own scores, before they are standardised.
-        score: gives that of other rows.
-    """
+class OfGradients:
+    """A score of gradients, by a rule that was learned from a log's."""
 
     name: str
+    rule: Callable[[np.ndarray], np.ndarray]
+
+    def of(self, views: Views) -> np.ndarray:
+        if views.gradients is None:
+            raise AuditError(
+                f"the score `{self.name}` needs gradients, which are not there",
+                hint="choose head linear, which later requests can be put to",
+            )
+        return self.rule(views.gradients)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A score, and what the reference's rows got without being compared with themselves: float64 (n,)."""
+
+    name: str
+    rule: Rule
     reference: np.ndarray
-    score: Callable[[Views], np.ndarray]
 
-    def standardised(self, raw: np.ndarray) -> np.ndarray:
-        return standard(raw, self.reference)
+    def standardised(self, scores: np.ndarray) -> np.ndarray:
+        """Scores less the reference's mean, over its population standard deviation where that is not 0."""
+        return (scores - self.reference.mean()) / (self.reference.std() or 1.0)
 
-
-def standard(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Scores less the reference's mean, over its population standard deviation where that is not 0."""
-    return (scores - reference.mean()) / (reference.std() or 1.0)
+    def of(self, views: Views) -> np.ndarray:
+        """Standardised scores of other rows."""
+        return self.standardised(self.rule.of(views))
 
 
 def fit_terms(
-    names: Sequence[str], ref: Views, wild: Views, folds: np.ndarray, gradient_reference: np.ndarray | None = None
-) -> list[Term]:
-    """Terms by name, learned from a reference and a log.
+    name: str, ref: Views, wild: Views, folds: np.ndarray, centre: np.ndarray | None = None
+) -> tuple[Term, ...]:
+    """The terms of a filter, learned from a reference and a log.
 
     Args:
-        names: of `energy`, `knn`, `msp`, `l2` (distance of the gradient to the reference's), `sal` (squared projection
-            on the log's main direction of them, arXiv 2402.03502) and `medix`.
+        name: of the filter; `l2` is the distance of a gradient to the reference's, `sal` its squared projection on the
+            log's main direction (arXiv 2402.03502), `medix` the median vote.
         ref: the reference.
         wild: the log.
         folds: int64 (n_ref,), of the reference.
-        gradient_reference: float64 (g,), for the last three.
+        centre: float64 (g,), the reference's gradient, for `l2` and `medix`.
 
     Raises:
         AuditError: a term needs logits or gradients that are not there.
     """
-    return [_fit(name, ref, wild, folds, gradient_reference) for name in names]
+    return tuple(_fit(term, ref, wild, folds, centre) for term in FILTERS[name])
 
 
 def _fit(name: str, ref: Views, wild: Views, folds: np.ndarray, centre: np.ndarray | None) -> Term:
     if name == "knn":
         near = Neighbours(ref.features, folds)
-        return Term(name, near.own(), lambda views: near.of(views.features))
-    if name in GRADIENT_TERMS:
-        if centre is None or ref.gradients is None or wild.gradients is None:
-            raise AuditError(f"the filter `{name}` needs gradients of the reference and of the log")
-        return _gradient_term(name, ref.gradients, wild.gradients, centre)
-    key = {"energy": "energy", "msp": "doubt"}[name]
-    given = getattr(ref, key)
-    if given is None or getattr(wild, key) is None:
-        raise AuditError(
-            f"the score `{name}` needs logits of two classes or more, which this model does not give",
-            hint="--filter knn looks at features only",
-        )
-    return Term(name, given, lambda views: getattr(views, key))
+        return Term(name, near, near.own())
+    if name in ("energy", "msp"):
+        rule: Rule = Known("energy" if name == "energy" else "doubt")
+        return Term(name, rule, rule.of(ref))
+    if centre is None or ref.gradients is None or wild.gradients is None:
+        raise AuditError(f"the filter `{name}` needs gradients of the reference and of the log")
+    rule = OfGradients(name, _gradient_rule(name, ref.gradients, wild.gradients, centre))
+    return Term(name, rule, rule.of(ref))
 
 
-def _gradient_term(name: str, ref: np.ndarray, wild: np.ndarray, centre: np.ndarray) -> Term:
+def _gradient_rule(
+    name: str, ref: np.ndarray, wild: np.ndarray, centre: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     if name == "l2":
-
-        def rule(gradients: np.ndarray) -> np.ndarray:
-            return np.linalg.norm(gradients - centre, axis=1)
-
-    elif name == "sal":
-        mean = ref.mean(axis=0)
-        direction = np.linalg.svd(wild - mean, full_matrices=False)[2][0]
-
-        def rule(gradients: np.ndarray) -> np.ndarray:
-            return ((gradients - mean) @ direction) ** 2
-
-    else:
-        rule = Vote.of(wild, centre)[0].drops
-
-    def score(views: Views) -> np.ndarray:
-        if views.gradients is None:
-            raise AuditError(f"the score `{name}` needs gradients, which are not known of later requests")
-        return rule(views.gradients)
-
-    return Term(name, rule(ref), score)
+        return lambda gradients: np.linalg.norm(gradients - centre, axis=1)
+    if name == "medix":
+        return Vote.of(wild, centre)[0].drops
+    mean = ref.mean(axis=0)
+    direction = np.linalg.svd(wild - mean, full_matrices=False)[2][0]
+    return lambda gradients: ((gradients - mean) @ direction) ** 2
 
 
-def combined(terms: Sequence[Term], views: Views | None = None) -> np.ndarray:
-    """The sum of standardised terms, of `views` or of the reference itself, float64 (n,)."""
-    return np.sum([t.standardised(t.reference if views is None else t.score(views)) for t in terms], axis=0)
+def total(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of standardised terms, float64 (n,)."""
+    return np.sum(list(parts), axis=0)
 
 
 def lower_median(table: np.ndarray) -> np.ndarray:

@@ -74,14 +74,11 @@ def gradients_at(
         if logits.dim() == 3:
             if ids is None:
                 raise AuditError("logits of tokens were given without `input_ids`, whose next tokens are the labels")
-            labels = ids[:, 1:]
-        elif labels is None:
-            labels = logits.argmax(-1)
-        outer = _errors(logits.detach(), labels.to(logits.device))
-        if logits.dim() == 3:
-            counted = torch.ones_like(ids[:, 1:]) if mask is None else mask[:, 1:] * mask[:, :-1]  # type: ignore[index]
+            counted = torch.ones_like(ids[:, 1:]) if mask is None else mask[:, 1:] * mask[:, :-1]
             weights = counted.double() / counted.sum(1, keepdim=True).clamp(min=1)
-            outer = outer * weights.unsqueeze(-1)
+            outer = _errors(logits.detach(), ids[:, 1:]) * weights.unsqueeze(-1)
+        else:
+            outer = _errors(logits.detach(), logits.argmax(-1) if labels is None else labels)
         if len(seen) != 1:
             raise AuditError(f"`{place[0]}` ran {len(seen)} times in one pass; a module that runs once is allowed")
         [found] = torch.autograd.grad(logits, seen, grad_outputs=outer.to(logits.dtype), allow_unused=True)
@@ -127,8 +124,7 @@ def find_module(model: torch.nn.Module, at: str) -> tuple[str, torch.nn.Module]:
     if at in modules and at:
         return at, modules[at]
     if at == LAST_NORM:
-        norms = [(name, module) for name, module in modules.items() if type(module).__name__.endswith("Norm") or
-                 isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]  # fmt: skip
+        norms = [pair for pair in modules.items() if _is_norm(pair[1])]
         if norms:
             return norms[-1]
     if at == AUTO:
@@ -141,6 +137,11 @@ def find_module(model: torch.nn.Module, at: str) -> tuple[str, torch.nn.Module]:
     raise AuditError(f"`{at}` names no module of {type(model).__name__}; linear ones with their widths: {listed}")
 
 
+def _is_norm(module: torch.nn.Module) -> bool:
+    # each architecture of transformers has an RMSNorm class of its own
+    return type(module).__name__.endswith("Norm") or isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+
+
 def _width(module: torch.nn.Module) -> int:
     """Outputs of a linear module, GPT-2's own kind too; 0 for others."""
     return getattr(module, "out_features", 0) or getattr(module, "nf", 0)
@@ -151,5 +152,5 @@ def _last(model: torch.nn.Module) -> str:
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     if not lists:
         return ""
-    name, blocks = max(lists, key=lambda pair: len(pair[1]))
+    name, blocks = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))  # not experts in a block
     return f"{name}.{len(blocks) - 1}."

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kinfold.audit.outliers.filters import Views
+from kinfold.errors import AuditError
+
 INVERSE_PENALTY = 10.0  # C in scikit-learn's convention
 Rows = np.ndarray  # int64 indices
 Score = Callable[[Rows, Rows], tuple[np.ndarray, np.ndarray]]  # rows of the reference and of the log -> their scores
@@ -22,6 +25,20 @@ class Linear:
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         return features @ self.weight + self.bias
+
+    def of(self, views: Views) -> np.ndarray:
+        return self.scores(views.features)
+
+
+@dataclass(frozen=True)
+class Unkept:
+    """Stands for a head that was trained together with a copy of the model."""
+
+    def of(self, views: Views) -> np.ndarray:
+        raise AuditError(
+            f"{len(views.features)} rows were given, but a head that was trained with the model is not kept",
+            hint="choose head linear, which later requests can be put to",
+        )
 
 
 def fit_linear(ordinary: np.ndarray, outlying: np.ndarray) -> Linear:

@@ -150,7 +150,9 @@ def rows_a_round(k: int | float, count: int) -> int:
     """
     step = max(round(k * count), 1) if 0 < k < 1 else int(k)
     if not 1 <= step < count or (k >= 1 and step != k):
-        raise AuditOptionError(f"k is {k}; a whole number from 1 to {count - 1}, or a share between 0 and 1, is allowed")
+        raise AuditOptionError(
+            f"k is {k}; a whole number from 1 to {count - 1}, or a share between 0 and 1, is allowed"
+        )
     return step
 
 
