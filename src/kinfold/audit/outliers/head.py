@@ -75,7 +75,7 @@ def fit_linear(ordinary: np.ndarray, outlying: np.ndarray) -> Linear:
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return Linear(weight.detach().numpy().copy(), float(bias))
+    return Linear(weight.detach().numpy().copy(), bias.item())
 
 
 def linear_trainer(reference: np.ndarray, wild: np.ndarray) -> Train:

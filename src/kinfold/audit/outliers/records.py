@@ -54,16 +54,12 @@ def _record(path: Path, number: int, line: str) -> Record:
         raise AuditError(f"line {number} of `{path}` is no JSON: {cause}", hint=_HINT) from cause
     row = row if isinstance(row, dict) else {}
     text, messages, label = row.get("text"), row.get("messages"), row.get("label")
-    conversation = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
-    if not isinstance(text, str) and not conversation:
-        raise AuditError(f"line {number} of `{path}` has neither `text` nor `messages`", hint=_HINT)
-    own = row.get("id", number)
-    return Record(
-        str(own),
-        text if isinstance(text, str) else "",
-        () if isinstance(text, str) else tuple(messages),
-        label if type(label) is int else None,
-    )
+    own, known = str(row.get("id", number)), label if type(label) is int else None
+    if isinstance(text, str):
+        return Record(own, text, (), known)
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        return Record(own, "", tuple(messages), known)
+    raise AuditError(f"line {number} of `{path}` has neither `text` nor `messages`", hint=_HINT)
 
 
 def token_ids(records: Sequence[Record], tokenizer: Any, max_length: int) -> list[list[int]]:

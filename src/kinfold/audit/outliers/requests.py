@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from kinfold.audit.outliers.answers import Answers, Ids, read
-from kinfold.audit.outliers.filters import GRADIENT_FILTERS, total
-from kinfold.audit.outliers.finetune import finetune_trainer
+from kinfold.audit.outliers.answers import Ids
 from kinfold.audit.outliers.firststage import Filter
-from kinfold.audit.outliers.gradients import AUTO, LAST_NORM, find_module
+from kinfold.audit.outliers.gradients import AUTO, LAST_NORM
+from kinfold.audit.outliers.judging import Judged, Read, Reader, by_monitor, by_reference, loaded, longest
 from kinfold.audit.outliers.medix import PAPER_EPS, PAPER_ROUNDS, PAPER_SHARE
 from kinfold.audit.outliers.monitor import LEAST_REFERENCE, LEAST_WILD, RequestMonitor
-from kinfold.audit.outliers.records import Record, read_records, require_labels, token_ids
+from kinfold.audit.outliers.records import Record, read_records
 from kinfold.audit.outliers.requestreport import RequestReport, RequestVerdict
 from kinfold.checkpoint.atomic import refuse_existing
 from kinfold.errors import AuditError, AuditOptionError
-from kinfold.pack.member import Base, Member, PathLike
-from kinfold.pack.members import materialise, open_member
+from kinfold.pack.member import Base, PathLike
+from kinfold.pack.members import open_member
 from kinfold.tasks import Task
 
 Texts = PathLike | Sequence[str]
@@ -101,20 +95,20 @@ def requests(
     log = read_records(requests)
     _require_enough(known, log, monitor is not None)
     member = open_member(variant, Base.open(base))
-    with _loaded(member, device) as task:
+    with loaded(member, device) as task:
         if monitor is not None:
             settings = RequestMonitor.load(monitor, variant=member.fingerprint)
             settings.false_alarm, settings.fdr = false_alarm, fdr
             max_length = settings.facts_.get("max_length", max_length)
-        reader = _Reader(task, min(max_length, _longest(task)), batch_size)
+        reader = Reader(task, min(max_length, longest(task)), batch_size)
         ids = reader.ids(log)
         first, place = _distinct(ids)
-        wild = _Texts([log[i] for i in first], [ids[i] for i in first])
+        wild = Read([log[i] for i in first], [ids[i] for i in first])
         if monitor is None:
             at = LAST_NORM if preset == "paper" and at == AUTO else at
-            judged = _by_reference(settings, reader, known, wild, tuned, at)
+            judged = by_reference(settings, reader, known, wild, tuned, at)
         else:
-            judged = _by_monitor(settings, reader, wild)
+            judged = by_monitor(settings, reader, wild)
     if save_monitor is not None:
         settings.save(save_monitor, variant=member.fingerprint, facts={"max_length": max_length})
     seen = len(settings.reference_scores_)
@@ -139,99 +133,6 @@ def requests(
     )
 
 
-@dataclass(frozen=True)
-class _Texts:
-    records: list[Record]
-    ids: list[Ids]
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Of the distinct requests: p-values, scores, their terms, flags; the estimated share and the module looked at."""
-
-    p: np.ndarray
-    scores: np.ndarray
-    parts: Mapping[str, np.ndarray]
-    flagged: np.ndarray
-    share: float | None
-    at: str = ""
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A variant that reads texts."""
-
-    task: Task
-    max_length: int
-    batch_size: int
-
-    def ids(self, records: list[Record]) -> list[Ids]:
-        return token_ids(records, self.task.tokenizer, self.max_length)
-
-    def answers(self, texts: _Texts, filter: str, at: str | None = None, labels: list[int] | None = None) -> Answers:
-        """What the model makes of texts; nothing of its logits where the filter looks at features only.
-
-        Raises:
-            AuditError: an answer is not finite.
-        """
-        found = read(self.task, texts.ids, batch_size=self.batch_size, at=at, labels=labels)
-        for table in (found.features, found.logits):
-            wrong = [] if table is None else np.flatnonzero(~np.isfinite(table.reshape(len(table), -1)).all(axis=1))
-            if len(wrong):
-                raise AuditError(f"the variant's answer to record `{texts.records[wrong[0]].id}` is not finite")
-        single = found.logits is not None and found.logits.ndim == 2 and found.logits.shape[1] < 2
-        return replace(found, logits=None) if filter == "knn" and single else found
-
-
-def _by_reference(
-    monitor: RequestMonitor, reader: _Reader, known: list[Record], wild: _Texts, tuned: bool, at: str
-) -> _Judged:
-    task, mean = reader.task, monitor.gradient_reference == "mean"
-    place = at if monitor.filter in GRADIENT_FILTERS else None
-    reference = _Texts(known, reader.ids(known))
-    labels = None
-    if tuned or (mean and place):
-        labels = require_labels(known, _classes(task))
-    ours = reader.answers(reference, monitor.filter, place, labels if mean else None)
-    theirs = reader.answers(wild, monitor.filter, place)
-    monitor.fit(
-        *(ours.features, ours.logits, theirs.features, theirs.logits),
-        gradients_ref=ours.gradients,
-        gradients_wild=theirs.gradients,
-        trainer=finetune_trainer(task, reference.ids, labels, wild.ids, seed=monitor.seed)
-        if tuned and labels
-        else None,
-    )
-    named = "" if place is None else find_module(task.model, place)[0]
-    return _Judged(monitor.p_values_, monitor.scores_, monitor.parts_, monitor.flagged_, monitor.share_, named)
-
-
-def _by_monitor(monitor: RequestMonitor, reader: _Reader, wild: _Texts) -> _Judged:
-    answers = reader.answers(wild, monitor.filter)
-    parts = monitor.parts(answers.features, answers.logits)
-    p = monitor.p_values(answers.features, answers.logits)
-    return _Judged(p, total(parts.values()), parts, monitor.flags(p), None)
-
-
-def _classes(task: Task) -> int:
-    """How many a classifier of texts has.
-
-    Raises:
-        AuditError: the variant is none.
-    """
-    if type(task.model).__name__.endswith("CausalLM") or not task.has_logits:
-        raise AuditError(
-            f"the variant is a {type(task.model).__name__} without classes; the paper's preset and head finetune need a "
-            "classifier",
-            hint="leave out --preset paper",
-        )
-    return int(task.model.config.num_labels) if task.head is None else len(task.head[1])
-
-
-def _longest(task: Task) -> int:
-    return getattr(task.model.config, "max_position_embeddings", None) or 1 << 30
-
-
 def _require_enough(known: list[Record], log: list[Record], by_monitor: bool) -> None:
     for what, have, least in (
         ("reference", len(known), 0 if by_monitor else LEAST_REFERENCE),
@@ -239,23 +140,6 @@ def _require_enough(known: list[Record], log: list[Record], by_monitor: bool) ->
     ):
         if have < least:
             raise AuditError(f"the {what} has {have} rows; {least} or more are needed")
-
-
-@contextmanager
-def _loaded(member: Member, device: str) -> Iterator[Task]:
-    """The variant's model, restored into a temporary folder where it is no model directory."""
-    with tempfile.TemporaryDirectory(prefix="kinfold-") as folder:
-        directory = member.path
-        if member.kind != "model":
-            directory = Path(folder) / "variant"
-            materialise(member, directory)
-        task = Task.load(directory)
-        try:
-            task.model.to(device)
-            task.head = None if task.head is None else (task.head[0].to(device), task.head[1].to(device))
-        except (RuntimeError, AssertionError) as cause:
-            raise AuditError(f"torch cannot use the device `{device}`: {cause}", hint="--device cpu") from cause
-        yield task
 
 
 def _distinct(ids: list[Ids]) -> tuple[list[int], list[int]]:
@@ -270,7 +154,7 @@ def _distinct(ids: list[Ids]) -> tuple[list[int], list[int]]:
     return first, place
 
 
-def _verdicts(log: list[Record], place: list[int], judged: _Judged, with_text: bool) -> tuple[RequestVerdict, ...]:
+def _verdicts(log: list[Record], place: list[int], judged: Judged, with_text: bool) -> tuple[RequestVerdict, ...]:
     copies = Counter(place)
     return tuple(
         RequestVerdict(
@@ -280,10 +164,14 @@ def _verdicts(log: list[Record], place: list[int], judged: _Judged, with_text: b
             parts={name: float(part[i]) for name, part in judged.parts.items()},
             flagged=bool(judged.flagged[i]),
             copies=copies[i],
-            text=(record.text or json.dumps(record.messages)) if with_text else None,
+            text=_shown(record) if with_text else None,
         )
         for record, i in zip(log, place, strict=True)
     )
+
+
+def _shown(record: Record) -> str:
+    return json.dumps(record.messages) if record.messages else record.text
 
 
 def _notes(monitor: RequestMonitor, distinct: int, task: Task) -> list[str]:
