@@ -164,7 +164,8 @@ class RequestMonitor(Settings):
         Raises:
             NotFittedError, AuditError: as `decision_function`.
         """
-        return p_values(self.reference_scores_, self.decision_function(features, logits))
+        scores = self.decision_function(features, logits)
+        return p_values(self.reference_scores_, scores)
 
     def flags(self, p: np.ndarray) -> np.ndarray:
         """Which p-values are small enough, bool (n,)."""
