@@ -31,7 +31,7 @@ def of_the_bias(model: torch.nn.Module, name: str, batch: dict[str, torch.Tensor
     """The gradient of each row's cross-entropy by the module's own bias, one row at a time."""
     known = {key: value.detach() for key, value in model.named_parameters()}
     key = f"{name}.bias"
-    hidden = (1 - batch["attention_mask"])[:, None, None, :] * torch.finfo(torch.float64).min
+    hidden = (1 - batch["attention_mask"].double())[:, None, None, :] * -1e30
     width = hidden.shape[-1]
     batch = {**batch, "attention_mask": hidden.expand(-1, 1, width, width)}  # taken as it is: vmap cannot make it
 

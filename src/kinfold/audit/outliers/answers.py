@@ -80,17 +80,22 @@ def _read(
     hidden.clear()
     if place is None:
         with torch.inference_mode():
-            logits, gradients = task.outputs(ids), np.empty((len(ids), 0))
+            logits, gradients = _outputs(task, ids), np.empty((len(ids), 0))
     else:
-        logits, gradients = gradients_at(place, lambda: task.outputs(ids), labels=labels, ids=ids)
+        logits, gradients = gradients_at(place, lambda: _outputs(task, ids), labels=labels, ids=ids)
     features = hidden[-1].detach().double().mean(1).cpu().numpy()
     if not task.has_logits:
         return features, np.empty((len(ids), 0)), gradients
     if logits.dim() == 3:
-        if logits.shape[1] != ids.shape[1] - 1:
-            raise AuditError("the variant answers every token; a classifier of texts or a causal LM is needed")
         return features, _surprise(logits, ids), gradients
     return features, logits.detach().double().cpu().numpy(), gradients
+
+
+def _outputs(task: Task, ids: torch.Tensor) -> torch.Tensor:
+    found = task.outputs(ids)
+    if found.dim() == 3 and found.shape[1] != ids.shape[1] - 1:
+        raise AuditError("the variant answers every token; a classifier of texts or a causal LM is needed")
+    return found
 
 
 def _surprise(logits: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
