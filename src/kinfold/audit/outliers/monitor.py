@@ -91,9 +91,10 @@ class RequestMonitor(Settings):
         arrays.require_alike(ref, log)
         first, back = arrays.distinct(log)
         wild = arrays.rows(log, first)
-        for have, least, what in ((len(ref.features), LEAST_REFERENCE, "reference"), (len(first), LEAST_WILD, "log")):
-            if have < least:
-                raise AuditError(f"the {what} has {have} different rows; {least} or more are needed")
+        if len(ref.features) < LEAST_REFERENCE:
+            raise AuditError(f"the reference has {len(ref.features)} rows; {LEAST_REFERENCE} or more are needed")
+        if len(first) < LEAST_WILD:
+            raise AuditError(f"the log has {len(first)} different rows; {LEAST_WILD} or more are needed")
         generator = np.random.default_rng(self.seed)
         folds = seeded_folds(len(ref.features), FOLDS, generator)
         picked = pick(self, ref, wild, folds)
