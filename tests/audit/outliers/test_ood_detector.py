@@ -45,11 +45,3 @@ def test_a_loader_gives_the_same() -> None:
 def test_filters_that_need_logits_say_so() -> None:
     with pytest.raises(AuditError, match="needs logits"):
         RequestMonitor().as_pytorch_ood().fit_features(*rows())
-
-
-def test_it_has_the_methods_of_theirs() -> None:
-    theirs = pytest.importorskip("pytorch_ood.api").FeaturesDetector
-    ours = RequestMonitor(filter="knn").as_pytorch_ood()
-    for name in ("fit", "predict", "fit_features", "predict_features", "requires_fit", "__call__"):
-        assert hasattr(theirs, name)
-        assert hasattr(ours, name)
