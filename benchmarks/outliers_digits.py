@@ -80,7 +80,8 @@ def trained(rows: torch.Tensor, kinds: torch.Tensor, seed: int) -> Perceptron:
 
 def views(model: Perceptron, rows: torch.Tensor, labels: torch.Tensor | None = None) -> Views:
     with torch.no_grad():
-        features, logits = model[:-1](rows).double().numpy(), model(rows).double().numpy()
+        hidden = torch.nn.Sequential(*list(model)[:-1])(rows)
+        features, logits = hidden.double().numpy(), model(rows).double().numpy()
     return Views.of(features, logits, sample_gradients(model, rows, at="last-norm", labels=labels))
 
 

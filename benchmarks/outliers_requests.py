@@ -93,7 +93,7 @@ def near(name: str) -> Variant:
     return Variant(f"{name}, half", directory, labels, own, {f"{name}, other half": other})
 
 
-Pool = dict[str, np.ndarray]
+Pool = dict[str, Any]  # arrays, a row a text: features, logits, and gradients inner, last and true
 
 
 def pools(variant: Variant) -> dict[str, Pool]:
