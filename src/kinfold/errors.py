@@ -11,6 +11,8 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── FamilyError             members cannot be folded together, or one is not in the family
 ├── MergeError              members cannot be merged so, or an option of the method is not its own
 ├── AuditError              members cannot be audited together
+│   ├── AuditOptionError    an option of an audit is out of range; a ValueError too
+│   └── DegenerateGradientError  a module's gradients cannot tell rows apart by their median
 ├── DominanceError          a member outweighs or cancels the rest, and that was to be refused; exit code 3
 ├── StoreError              a store cannot be opened, read or written, or has nothing of that name
 ├── ServeError              a variant or the base cannot be served, or a request cannot be met
@@ -85,6 +87,14 @@ class MergeError(KinfoldError):
 
 class AuditError(KinfoldError):
     """Members cannot be audited together."""
+
+
+class AuditOptionError(AuditError, ValueError):
+    """An option of an audit is out of its range."""
+
+
+class DegenerateGradientError(AuditError):
+    """The gradients at a module are equal in their middle, so a median of them tells no rows apart."""
 
 
 class DominanceError(KinfoldError):

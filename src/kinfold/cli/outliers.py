@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from kinfold.checkpoint.atomic import atomic_file, refuse_existing
 from kinfold.cli.app import AsFormat, Switch, named_paths
 from kinfold.cli.audit import audit
-from kinfold.cli.output import DONE, FOUND, emit, facts, out, say_hint, table
+from kinfold.cli.output import DONE, FOUND, as_json, emit, facts, out, say_hint, table
 from kinfold.errors import AuditError
 
-outliers = App(name="outliers", help="Look for variants that do not belong.")
+outliers = App(name="outliers", help="Look for variants and requests that do not belong.")
 audit.command(outliers)
+TOLD = 20
 Members = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")]
 
 
@@ -75,6 +77,158 @@ def variants(
 
     emit(report, format, lambda: _show(report, base))
     return FOUND if fail_if_odd and report.odd else DONE
+
+
+@outliers.command
+def requests(
+    base: Path,
+    variant: Path,
+    *,
+    requests: Path,
+    reference: Path | None = None,
+    monitor: Path | None = None,
+    filter: Literal["sum", "energy", "knn", "l2", "msp", "sal", "medix", "none"] = "sum",
+    head: Literal["linear", "none", "finetune"] = "linear",
+    preset: Literal["default", "paper"] = "default",
+    at: str = "auto",
+    k: Annotated[str, Parameter(name=["-k", "--k"])] = "auto",
+    eps: float = 0.0,
+    false_alarm: float = 0.05,
+    fdr: float | None = None,
+    max_length: int = 256,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    with_text: Annotated[bool, Switch] = False,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    save_monitor: Path | None = None,
+    overwrite: Annotated[bool, Switch] = False,
+    format: AsFormat = "human",
+) -> int:
+    """Say which served requests are not this variant's business, from a log without labels.
+
+    Example: kinfold audit outliers requests BASE VARIANT --reference in-domain.jsonl --requests served.jsonl
+
+    Parameters
+    ----------
+    base
+        Model directory of the base.
+    variant
+        Model directory, pack or adapter.
+    requests
+        The log: JSON lines with text or messages, and an id if you like.
+    reference
+        In-domain requests in the same form, 50 or more, best ones the variant was not trained on.
+    monitor
+        Saved by --save-monitor, in place of a reference.
+    filter
+        What picks outliers for the head: sum (of energy and neighbours), energy, knn, msp, l2, sal, medix or none.
+    head
+        linear, none for the filter's own score, or finetune: trained with a copy of the model, which takes hours.
+    preset
+        default or paper.
+    at
+        Module for the gradients of l2, sal and medix: a name, auto or last-norm.
+    k
+        Requests that the filter picks: a number, a share below 1, or auto.
+    eps
+        Of medix: rounds end where the median moves by less.
+    false_alarm
+        Share of in-domain requests that may be flagged.
+    fdr
+        Flag so that at most this share of the flagged is in domain, instead.
+    max_length
+        Tokens a text is cut to.
+    batch_size
+        Texts at once.
+    seed
+        Of the folds.
+    device
+        As torch names it.
+    with_text
+        Keep texts in the report; logs are private.
+    output
+        JSON file for the report.
+    save_monitor
+        File to keep the fitted monitor in, for later requests.
+    overwrite
+        Replace an existing output.
+    format
+        human or json.
+    """
+    from kinfold.audit.outliers import requests as judge
+
+    if output is not None:
+        refuse_existing(output, overwrite)
+    report = judge(
+        base,
+        variant,
+        reference,
+        requests,
+        filter=filter,
+        head=head,
+        preset=preset,
+        at=at,
+        k=_number(k),
+        eps=eps,
+        false_alarm=false_alarm,
+        fdr=fdr,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        with_text=with_text,
+        monitor=monitor,
+        save_monitor=save_monitor,
+    )
+    if output is not None:
+        with atomic_file(output, overwrite=overwrite) as temporary:
+            temporary.write_text(as_json(report) + "\n", "utf-8")
+
+    emit(report, format, lambda: _show_requests(report))
+    return DONE
+
+
+def _number(k: str) -> int | float | Literal["auto"]:
+    if k == "auto":
+        return "auto"
+    try:
+        return int(k) if k.isdigit() else float(k)
+    except ValueError as cause:
+        raise AuditError(f"-k takes auto, a whole number or a share, got `{k}`", hint="-k 0.1") from cause
+
+
+def _show_requests(report: Any) -> None:
+    """A `RequestReport`, the flagged requests of highest score first."""
+    shown = report.flagged[:TOLD]
+    names = list(report.verdicts[0].parts)
+    rows = [
+        [
+            one.id,
+            f"{one.p_value:.3g}",
+            f"{one.score:.3g}",
+            *(f"{one.parts[name]:.3g}" for name in names),
+            f"{one.copies}",
+            *([] if one.text is None else [" ".join(one.text.split())[:60]]),
+        ]
+        for one in shown
+    ]
+    texts = ["text"] if any(one.text is not None for one in shown) else []
+    if rows:
+        table(["request", "p", "score", *names, "copies", *texts], rows)
+        out.print()
+    rule = f"fdr {report.fdr:g}" if report.fdr is not None else f"false alarm {report.false_alarm:g}"
+    flagged = len(report.flagged)
+    facts(
+        [
+            ("flagged", f"{flagged} of {report.requests} requests, {report.distinct} different, at {rule}"),
+            *([("shown", f"the first {TOLD}; --format json or -o has all")] if flagged > TOLD else []),
+            *([] if report.share is None else [("outliers", f"at least {report.share:.1%} of the log, by estimate")]),
+            ("reference", f"{report.reference} requests"),
+            ("by", f"filter {report.filter}, head {report.head}{f', at {report.at}' if report.at else ''}"),
+            *(("note", note) for note in report.notes),
+        ]
+    )
 
 
 def _show(report: Any, base: Path) -> None:

@@ -63,7 +63,12 @@ def emit(report: Any, form: Format, human: Callable[[], None]) -> None:
     if form == "human":
         human()
         return
-    print(json.dumps(_plain(dataclasses.asdict(report)), indent=2))
+    print(as_json(report))
+
+
+def as_json(report: Any) -> str:
+    """A dataclass as indented JSON."""
+    return json.dumps(_plain(dataclasses.asdict(report)), indent=2)
 
 
 def _plain(value: Any) -> Any:

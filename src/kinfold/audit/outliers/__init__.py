@@ -1,12 +1,15 @@
-"""Odd rows of a table, and odd variants of a family."""
+"""Odd rows of a table, odd variants of a family, and requests that are not a variant's business."""
 
 from __future__ import annotations
 
+from kinfold.audit.outliers.medix import ewm_filter, ewm_loo_scores
+from kinfold.audit.outliers.monitor import RequestMonitor
+from kinfold.audit.outliers.requests import requests
 from kinfold.audit.outliers.tccm import TCCM
 from kinfold.audit.outliers.variants import variants
 from kinfold.errors import MissingExtraError
 
-__all__ = ["TCCM", "as_pyod", "variants"]
+__all__ = ["TCCM", "RequestMonitor", "as_pyod", "ewm_filter", "ewm_loo_scores", "requests", "variants"]
 
 
 def as_pyod() -> type[TCCM]:

@@ -122,7 +122,7 @@ class Detector:
 
     def _require_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
-            raise _not_fitted()(f"This {type(self).__name__} is not fitted yet; call fit with ordinary rows first")
+            raise not_fitted()(f"This {type(self).__name__} is not fitted yet; call fit with ordinary rows first")
 
 
 def _upper_tail(count: int, p: np.ndarray, contamination: float) -> np.ndarray:
@@ -141,7 +141,7 @@ class NotFittedError(ValueError, AttributeError):
     """Stands for scikit-learn's `NotFittedError` where that is not installed."""
 
 
-def _not_fitted() -> type[Exception]:
+def not_fitted() -> type[Exception]:
     try:
         import sklearn.exceptions
     except ImportError:
