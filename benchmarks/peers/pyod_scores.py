@@ -41,7 +41,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for method in methods:
-        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        for sow in (random.seed, np.random.seed, torch.manual_seed):
+            sow(seed)
         try:
             started = time.perf_counter()
             model = detector(method, table["train"].shape[1], seed).fit(table["train"])
