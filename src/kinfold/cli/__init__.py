@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from kinfold.cli import audit, export, family, merge, outliers  # noqa: F401  (importing registers the commands)
+from kinfold.cli import audit, export, family, influence, merge, outliers  # noqa: F401  (importing registers the commands)
 from kinfold.cli.app import app
 from kinfold.cli.output import run
 

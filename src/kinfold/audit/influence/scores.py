@@ -8,8 +8,7 @@ weight 1 + e instead of 1 changes the loss by -e score_i / n (influence function
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,21 +36,33 @@ def damping_term(trace: float, rows: int, size: int, damping: float) -> float:
 
 @dataclass(frozen=True)
 class Factored:
-    """F + lam I of one block, ready to be divided by; for k <= n.
+    """F + lam I of one block, ready to be divided by.
 
     Attributes:
-        values, vectors: eigenvalues (k,) and eigenvectors (k, k) of F, float64.
+        values: eigenvalues of F, float64 (r,): all k of them, or those that n < k rows span.
+        vectors: their eigenvectors (k, r).
         term: lam; 0 where all gradients vanish, and scores are 0 then.
     """
 
     values: np.ndarray
     vectors: np.ndarray
-    term: float
+    term: float = 0.0
 
     @classmethod
-    def of(cls, fisher: np.ndarray, term: float) -> Factored:
+    def of_fisher(cls, fisher: np.ndarray) -> Factored:
+        """Of F itself (k, k), for k <= n."""
         values, vectors = np.linalg.eigh(fisher)
-        return cls(np.maximum(values, 0.0), vectors, term)
+        return cls(np.maximum(values, 0.0), vectors)
+
+    @classmethod
+    def of_rows(cls, gradients: np.ndarray, rows: int) -> Factored:
+        """Of G (n, k) for k > n, each row times the root of how often it is among the `rows`."""
+        _, singular, vectors = np.linalg.svd(gradients / np.sqrt(rows), full_matrices=False)
+        return cls(np.square(singular), vectors.T)
+
+    def damped(self, rows: int, size: int, damping: float) -> Factored:
+        """With lam set, see `damping_term`."""
+        return replace(self, term=damping_term(float(self.values.sum()), rows, size, damping))
 
     @property
     def effective(self) -> float:
@@ -59,80 +70,49 @@ class Factored:
         return float((self.values / (self.values + self.term)).sum()) if self.term > 0 else 0.0
 
     def directions(self, probe: np.ndarray) -> np.ndarray:
-        """(F + lam I)^-1 P^T, (k, m); a block of G times this are its scores."""
+        """(F + lam I)^-1 P^T, (k, m), of P (m, k); gradients times this are scores."""
         if self.term <= 0:
             return np.zeros(probe.shape[::-1])
-        return self.vectors @ ((probe @ self.vectors) / (self.values + self.term)).T
+        along = probe @ self.vectors
+        found = self.vectors @ (along / (self.values + self.term)).T
+        if self.values.size < len(self.vectors):  # what no training row spans is divided by lam alone
+            found += (probe - along @ self.vectors.T).T / self.term
+        return found
 
     def own(self, gradients: np.ndarray) -> np.ndarray:
         """g_i^T (F + lam I)^-1 g_i of each row, (rows,)."""
         if self.term <= 0:
             return np.zeros(len(gradients))
-        return (np.square(gradients @ self.vectors) / (self.values + self.term)).sum(1)
+        along = np.square(gradients @ self.vectors)
+        found = (along / (self.values + self.term)).sum(1)
+        if self.values.size < len(self.vectors):
+            found += np.maximum(np.square(gradients).sum(1) - along.sum(1), 0.0) / self.term
+        return found
 
 
-@dataclass(frozen=True)
-class Dual:
-    """The same through K = G G^T / n, for k > n; all training rows at once.
-
-    Attributes:
-        gradients: G (n, k), each row times the root of its weight.
-        roots: the roots (n,) of how often each row occurs.
-        values, vectors: eigenvalues (n,) and eigenvectors (n, n) of K.
-    """
-
-    gradients: np.ndarray
-    roots: np.ndarray
-    values: np.ndarray
-    vectors: np.ndarray
-    term: float
-    rows: int
-
-    @classmethod
-    def of(cls, gradients: np.ndarray, weights: np.ndarray, term: float) -> Dual:
-        """`gradients` (n, k) of distinct rows, `weights` (n,) how often each occurs."""
-        roots, rows = np.sqrt(weights), int(weights.sum())
-        scaled = gradients * roots[:, None]
-        values, vectors = np.linalg.eigh(scaled @ scaled.T / rows)
-        return cls(scaled, roots, np.maximum(values, 0.0), vectors, term, rows)
-
-    @property
-    def effective(self) -> float:
-        return float((self.values / (self.values + self.term)).sum()) if self.term > 0 else 0.0
-
-    def scores(self, probe: np.ndarray) -> np.ndarray:
-        """(K + lam I)^-1 G P^T, (n, m)."""
-        if self.term <= 0:
-            return np.zeros((len(self.gradients), len(probe)))
-        inverse = self.vectors / (self.values + self.term) @ self.vectors.T
-        return inverse @ (self.gradients @ probe.T) / self.roots[:, None]
-
-    def own(self) -> np.ndarray:
-        """n (1 - lam diag((K + lam I)^-1)), over how often each row occurs: (n,)."""
-        if self.term <= 0:
-            return np.zeros(len(self.gradients))
-        share = self.values / (self.values + self.term)  # 1 - lam / (value + lam), without the cancellation
-        return self.rows * (np.square(self.vectors) @ share) / self.roots**2
+def factored(gradients: np.ndarray) -> Factored:
+    """Of gradients (n, k) in memory, not yet damped."""
+    rows, width = gradients.shape
+    if width <= rows:
+        return Factored.of_fisher(gradients.T @ gradients / rows)
+    return Factored.of_rows(gradients, rows)
 
 
 def influence_scores(gradients: np.ndarray, probe: np.ndarray, *, size: int, damping: float) -> np.ndarray:
-    """Scores (n, m) of one block whose gradients (n, k) and (m, k), rescaled, are in memory."""
-    wide, asked = gradients.astype(np.float64), probe.astype(np.float64)
-    rows, width = wide.shape
-    term = damping_term(float(np.square(wide).sum()) / rows, rows, size, damping)
-    if width <= rows:
-        return wide @ Factored.of(wide.T @ wide / rows, term).directions(asked)
-    return Dual.of(wide, np.ones(rows), term).scores(asked)
+    """Scores (n, m) of one block whose gradients (n, k) and (m, k), rescaled, are in memory; float64.
+
+    Args:
+        size: d, how many values the block has before compression.
+        damping: relative, see `damping_term`.
+    """
+    wide = gradients.astype(np.float64)
+    return wide @ factored(wide).damped(len(wide), size, damping).directions(probe.astype(np.float64))
 
 
 def self_influence(gradients: np.ndarray, *, size: int, damping: float) -> np.ndarray:
     """Each row's score on its own loss, (n,): the diagonal of `influence_scores(G, G)`."""
     wide = gradients.astype(np.float64)
-    rows, width = wide.shape
-    term = damping_term(float(np.square(wide).sum()) / rows, rows, size, damping)
-    if width <= rows:
-        return Factored.of(wide.T @ wide / rows, term).own(wide)
-    return Dual.of(wide, np.ones(rows), term).own()
+    return factored(wide).damped(len(wide), size, damping).own(wide)
 
 
 def curved_scores(gradients: np.ndarray, probe: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -156,6 +136,3 @@ def sweep(
     if not finite:
         raise AuditError("the criterion of the sweep is never a number", hint="choose one damping, such as 0.3")
     return max(finite)[1], tried
-
-
-Reduction = Literal["mean", "sum"]
