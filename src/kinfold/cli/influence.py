@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ from cyclopts import Parameter
 
 from kinfold.cli.app import AsFormat, Switch
 from kinfold.cli.audit import audit
-from kinfold.cli.output import emit, facts, out, say_hint, table
+from kinfold.cli.output import emit, facts, out, table
 from kinfold.errors import AuditError
 
 TEXT = 60  # characters of a row in a table
@@ -162,8 +161,6 @@ def influence(
     if report is not None:
         write_report(report, found)
     emit(found.summary(), format, lambda: _show(found))
-    if suspects is not None and base is not None and format == "human":
-        say_hint(shlex.join(["kinfold", "forget", str(base), str(variant), "--forget", str(suspects)]))
 
 
 def _damping(text: str) -> Any:
@@ -182,13 +179,13 @@ def _show(report: Any) -> None:
     for one in report.probes[:LISTS]:
         out.print(show.heading(one, 100), markup=False)
         for name, rows in (("top", one.top), ("bottom", one.bottom)):
-            table([name, *show.columns(True)], [[str(n), *show.cells(r, TEXT)] for n, r in enumerate(rows, 1)])
+            table([name, *show.columns(True)], [[str(n), *show.cells(r, TEXT)] for n, r in enumerate(rows, 1)], left=3)
             out.print()
         out.print(show.agreement(one), markup=False)
         out.print()
     if not report.probes:
         rows = [[str(n), *show.cells(r, TEXT)] for n, r in enumerate(report.self_top, 1)]
-        table(["self", *show.columns(False)], rows)
+        table(["self", *show.columns(False)], rows, left=3)
         out.print()
     hidden = len(report.probes) - LISTS
     if hidden > 0:

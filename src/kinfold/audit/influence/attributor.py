@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,7 @@ class MaskedInfluence:
         return found
 
     def _first(
-        self, loader: Iterable[Any], modules: Mapping[str, nn.Module], whole: list[Compressor]
+        self, loader: Iterable[Any], modules: Mapping[str, nn.Module], whole: Sequence[Compressor]
     ) -> Iterator[torch.Tensor]:
         left = min(SAMPLE, max(64, (512 << 20) // (4 * sum(one.width for one in whole))))
         for batch in loader:

@@ -47,7 +47,7 @@ def check_rows(subject: Subject, rows: Sequence[Row], what: str) -> None:
         label = row.get("label")
         if subject.kind != "causal-lm" and (type(label) is not int or not 0 <= label < subject.classes):
             raise AuditError(
-                f"row {number} of the {what} rows has label {label!r}; the variant has classes 0 to {subject.classes - 1}",
+                f"row {number} of the {what} rows has label {label!r}; the variant knows 0 to {subject.classes - 1}",
                 hint='{"text": "...", "label": 0}, with labels numbered as in training',
             )
 

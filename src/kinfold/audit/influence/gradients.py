@@ -31,10 +31,15 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")  # known without importing transformers
 
 
+def weight_of(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)  # modules are chosen by it
+    return weight
+
+
 def shape_of(module: nn.Module) -> Shape:
     """(d_out, d_in) of a module's weight; further dimensions count as inputs."""
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
+    weight = weight_of(module)
     first, rest = weight.shape[0], weight.numel() // weight.shape[0]
     return (rest, first) if is_conv1d(module) else (first, rest)
 
@@ -63,10 +68,9 @@ def row_gradients(
         losses = loss(model, batch)
         _check_losses(losses)
         outputs = [output for calls in seen.values() for _, output, _ in calls]
-        weights = [module.weight for module in others.values()]
         deltas: tuple[torch.Tensor | None, ...] = ()
         if outputs and losses.requires_grad:
-            deltas = torch.autograd.grad(losses.sum(), outputs, allow_unused=True, retain_graph=bool(weights))
+            deltas = torch.autograd.grad(losses.sum(), outputs, allow_unused=True, retain_graph=bool(others))
         by_name = _products(seen, deltas, compressors, losses)
         if others:
             by_name |= _looped(losses, others, compressors)
@@ -138,7 +142,7 @@ def _products(
 def _looped(
     losses: torch.Tensor, modules: Mapping[str, nn.Module], compressors: Sequence[Compressor]
 ) -> dict[tuple[str, int], torch.Tensor]:
-    weights = [module.weight for module in modules.values()]
+    weights = [weight_of(module) for module in modules.values()]
     rows: dict[tuple[str, int], list[torch.Tensor]] = {}
     for loss in losses:
         found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kinfold.audit.influence.baselines import Bm25
-from kinfold.audit.influence.ranking import Ranking
+from kinfold.audit.influence.ranking import Ends, Ranking
 from kinfold.audit.influence.report import TEXT, ProbeInfluence, RankedRow
 from kinfold.tasks import Row
 
@@ -52,15 +52,7 @@ class Listing:
         self, column: int, probe: int | None, text: str, label: object, loss: float, lexical: np.ndarray
     ) -> ProbeInfluence:
         found = self._ranking
-        top, bottom = (
-            tuple(
-                self._row(int(place), (sign * float(key), float(cosine)), lexical)
-                for place, key, cosine in zip(
-                    ends.rows[:, column], ends.keys[:, column], ends.extra[:, column], strict=True
-                )
-            )
-            for ends, sign in ((found.top, 1), (found.bottom, -1))
-        )
+        top, bottom = (self._ends(ends, column, sign, lexical) for ends, sign in ((found.top, 1), (found.bottom, -1)))
         by_words = self._first(np.argsort(-lexical, kind="stable"))
         by_cosine = [self._given(int(place)) for place in found.cosine.rows[:, column]]
         mine = {row.row for row in top}
@@ -68,6 +60,11 @@ class Listing:
         shared = {name: len(mine & set(rows)) / len(mine) for name, rows in rivals.items()}
         firsts = {name: rows[0] for name, rows in rivals.items()}
         return ProbeInfluence(probe, text, label, loss, top, bottom, shared, firsts)
+
+    def _ends(self, ends: Ends, column: int, sign: int, lexical: np.ndarray) -> tuple[RankedRow, ...]:
+        """One end of a probe's list; `sign` undoes that the lowest scores are kept with the sign changed."""
+        listed = zip(ends.rows[:, column], ends.keys[:, column], ends.extra[:, column], strict=True)
+        return tuple(self._row(int(place), (sign * float(key), float(more)), lexical) for place, key, more in listed)
 
     def _row(self, place: int, pair: tuple[float, float] | None = None, lexical: np.ndarray | None = None) -> RankedRow:
         """A row by its place among the distinct ones."""

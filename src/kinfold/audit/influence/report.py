@@ -139,7 +139,7 @@ class InfluenceReport(InfluenceSummary):
         return InfluenceSummary(**{f.name: getattr(self, f.name) for f in dataclasses.fields(InfluenceSummary)})
 
     def worst(self, count: int) -> list[int]:
-        """Suspect rows, places from 0: those that raise the probes' loss most, or without probes the highest in self."""
+        """Places of suspect rows: those that raise the probes' loss most, or without probes the highest in self."""
         order = -self.self_scores if self.mean_scores is None else self.mean_scores
         return np.argsort(order, kind="stable")[:count].tolist()
 
@@ -167,7 +167,7 @@ def write_scores(path: Path, report: InfluenceReport) -> None:
 
 def columns(with_score: bool) -> list[str]:
     """Heads of `cells`."""
-    return ["row", *(["score", "cosine", "bm25"] if with_score else []), "self", "loss", "norm", "label", "text"]
+    return ["text", "label", "row", *(["score", "cosine", "bm25"] if with_score else []), "self", "loss", "norm"]
 
 
 def cells(row: RankedRow, width: int = TEXT) -> list[str]:
@@ -177,7 +177,7 @@ def cells(row: RankedRow, width: int = TEXT) -> list[str]:
     figures = [_figure(value) for value in (*pair, row.self_score, row.loss, row.norm)]
     number = f"{row.row}" if row.copies == 1 else f"{row.row} (x{row.copies})"
     label = "" if row.label is None else str(row.label)
-    return [number, *figures, label, text if len(text) <= width else text[: width - 1] + "…"]
+    return [text if len(text) <= width else text[: width - 1] + "…", label, number, *figures]
 
 
 def heading(probe: ProbeInfluence, width: int = 200) -> str:
@@ -218,8 +218,8 @@ def write_report(path: Path, report: InfluenceSummary) -> None:
     )
     parts.append({"heading": "How it was measured", "columns": ["what", "value"], "rows": facts(report)})
     lead = (
-        "A score above 0 says that a training row lowers the loss of the probe. It is a local, linear estimate, no proof "
-        "that a row was used, and not the effect of removing it."
+        "A score above 0 says that a training row lowers the loss of the probe. It is a local, linear estimate, no "
+        "proof that a row was used, and not the effect of removing it."
     )
     write_page(path, f"Influence on {Path(report.variant).name}", lead, parts)
 

@@ -68,7 +68,7 @@ class Spec:
 
     def compressors(self, shapes: Mapping[str, Shape]) -> list[Compressor]:
         """In the order of the columns, mask by mask; not for `pca`, which needs gradients."""
-        widths = self.widths(shapes) if self.compressor != "none" else {name: 0 for name in shapes}
+        widths = self.widths(shapes) if self.compressor != "none" else dict.fromkeys(shapes, 0)
         return [
             compress.make(self.compressor, name, shape, widths[name], self.seed + number)
             for number in range(self.masks)
@@ -99,13 +99,9 @@ class Layout:
         ]
         if spec.blocks == "joint":
             each = len(compressors) // spec.masks
-            groups = [
-                (
-                    slice(groups[first][0].start, groups[first + each - 1][0].stop),
-                    sum(c.size for c in compressors[:each]),
-                )
-                for first in range(0, len(groups), each)
-            ]
+            whole = sum(compressor.size for compressor in compressors[:each])
+            firsts = range(0, len(groups), each)
+            groups = [(slice(groups[i][0].start, groups[i + each - 1][0].stop), whole) for i in firsts]
         rescale = np.concatenate([np.full(c.width, c.rescale, np.float32) for c in compressors])
         return cls(rescale, groups, spec.masks)
 

@@ -35,8 +35,8 @@ class Answers(nn.Module):
         self.head: nn.Linear | None = None
         if task.head is not None:
             weight, bias = task.head
-            self.head = nn.Linear(weight.shape[1], weight.shape[0])
-            self.head.load_state_dict({"weight": weight, "bias": bias})
+            head = self.head = nn.Linear(weight.shape[1], weight.shape[0])
+            head.load_state_dict({"weight": weight, "bias": bias})
         self._task = replace(task, head=None)
         self.requires_grad_(False)  # derivatives are taken by outputs of modules, never by weights
 
