@@ -23,13 +23,13 @@ _DOMAIN = b"kinfold.mask.v1\0"
 _ADAPTER_PARTS = (
     (r"^base_model\.model\.", ""),
     (r"\.base_layer(?=\.|$)", ""),
-    (r"\.(lora_[AB])\.[^.]+(?=\.weight$|$)", r".\1"),
-    (r"\.modules_to_save\.[^.]+(?=\.weight$|$)", ""),
+    (r"\.(lora_[AB])\.[^.]+(?=\.weight$)", r".\1"),
+    (r"\.modules_to_save\.[^.]+(?=\.weight$)", ""),
 )
 
 
 def canonical(name: str) -> str:
-    """The name of a weight that does not depend on how PEFT wraps it, nor on what the adapter is called.
+    """The name of a weight, ended by `.weight`, that does not depend on how PEFT wraps it, nor on what the adapter is called.
 
     >>> canonical("base_model.model.encoder.layer.0.query.lora_A.mine.weight")
     'encoder.layer.0.query.lora_A.weight'
