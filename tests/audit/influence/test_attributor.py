@@ -99,16 +99,16 @@ def test_several_masks_of_everything_are_one(blocks: Any) -> None:
     torch.testing.assert_close(scores[0], scores[1])
 
 
-@pytest.mark.parametrize(("compressor", "error"), [("entry", 0.02), ("neuron", 0.06), ("gaussian", 0.06)])
-def test_inner_products_are_kept_in_the_mean(compressor: Any, error: float) -> None:
-    full = full_gradients(MODEL, TRAIN)
+@pytest.mark.parametrize("compressor", ["entry", "neuron", "gaussian"])
+def test_inner_products_are_kept_in_the_mean(compressor: Any) -> None:
+    random = np.random.default_rng(0)
+    full = random.normal(size=(40, 3)) @ random.normal(size=(3, 600))
     expected, total = full @ full.T, np.zeros((40, 40))
-    shapes, columns = {"0.weight": (5, 6), "2.weight": (3, 5)}, (slice(0, 30), slice(30, 45))
     for seed in range(400):
-        for one, part in zip(Spec(keep=30, seed=seed, compressor=compressor).compressors(shapes), columns, strict=True):
-            kept = one.full(torch.from_numpy(full[:, part])).numpy() * one.rescale
-            total += kept @ kept.T / 400
-    assert np.linalg.norm(total - expected) < error * np.linalg.norm(expected)
+        (one,) = Spec(keep=100, seed=seed, compressor=compressor).compressors({"w": (20, 30)})
+        kept = one.full(torch.from_numpy(full)).numpy() * one.rescale
+        total += kept @ kept.T / 400
+    assert np.linalg.norm(total - expected) < 0.02 * np.linalg.norm(expected)
 
 
 def test_the_scale_of_the_loss_does_not_matter() -> None:
