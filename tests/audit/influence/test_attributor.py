@@ -115,7 +115,10 @@ def test_the_scale_of_the_loss_does_not_matter() -> None:
     def seven(model: Any, batch: Any) -> torch.Tensor:
         return 7 * loss(model, batch)
 
-    found = [MaskedInfluence(one, MODEL, Spec(keep=20)).attribute(batches(TRAIN, 9), batches(PROBE, 6)) for one in (loss, seven)]
+    found = [
+        MaskedInfluence(one, MODEL, Spec(keep=20)).attribute(batches(TRAIN, 9), batches(PROBE, 6))
+        for one in (loss, seven)
+    ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=0)
 
 

@@ -140,7 +140,14 @@ def test_a_shard_whose_header_says_otherwise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": "other/1"}, {"rows": 24}, {"rows": -1}, {"more": 1}, {"shards": [{"rows": 25, "hash": "x"}]}, {"spec": {}}],
+    [
+        {"format": "other/1"},
+        {"rows": 24},
+        {"rows": -1},
+        {"more": 1},
+        {"shards": [{"rows": 25, "hash": "x"}]},
+        {"spec": {}},
+    ],
 )
 def test_manifests_are_read_strictly(tmp_path: Path, change: dict[str, Any]) -> None:
     made(tmp_path / "x.grads")
@@ -179,7 +186,11 @@ def test_other_gradients_are_refused(tmp_path: Path, change: dict[str, Any]) -> 
 
 def test_rows_that_do_not_fit(tmp_path: Path) -> None:
     store = made(tmp_path / "x.grads", 3)
-    for gradients, losses in ((GRADIENTS[:2, :9], LOSSES[:2]), (GRADIENTS[:2], LOSSES[:1]), (GRADIENTS[:3], LOSSES[:3])):
+    for gradients, losses in (
+        (GRADIENTS[:2, :9], LOSSES[:2]),
+        (GRADIENTS[:2], LOSSES[:1]),
+        (GRADIENTS[:3], LOSSES[:3]),
+    ):
         with pytest.raises(GradientStoreError, match="each row needs 10 numbers"):
             store.append(gradients, losses, HASHES[:2])
     with pytest.raises(GradientStoreError, match="not finite"):

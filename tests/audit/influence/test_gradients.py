@@ -172,7 +172,11 @@ def test_a_module_called_on_other_rows_is_refused() -> None:
     modules = choose_modules(net, ("last",))
     with pytest.raises(AuditError, match="14 rows of a batch of 7"):
         row_gradients(
-            lambda model, x: model(torch.cat([x, x])).square().sum(1).reshape(2, 7).sum(0), net, X, modules, whole(modules)
+            lambda model, x: model(torch.cat([x, x])).square().sum(1).reshape(2, 7).sum(0),
+            net,
+            X,
+            modules,
+            whole(modules),
         )
 
 
@@ -189,8 +193,9 @@ def test_modes_are_put_back_and_mixing_norms_refused() -> None:
     with evaluating(net):
         assert not any(module.training for module in net.modules())
     assert [module.training for module in net] == [True, False, True]
-    with pytest.raises(AuditError, match=r"`0` is a BatchNorm"), evaluating(
-        nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))
+    with (
+        pytest.raises(AuditError, match=r"`0` is a BatchNorm"),
+        evaluating(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))),
     ):
         pass
 

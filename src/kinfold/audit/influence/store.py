@@ -113,15 +113,15 @@ class GradientStore:
         hashes: of the rows on disk, in order.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, shards: Sequence[_Shard], shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, path: Path, spec: StoreSpec, shards: Sequence[_Shard], shard_bytes: int | None = None) -> None:
         self.path, self.spec = path, spec
         self._shards = list(shards)
         self._pending = Rows(np.empty((0, spec.width), np.float32), np.empty(0, np.float32), [])
-        self._per_shard = max(1, shard_bytes // (2 * spec.width + 40))
+        self._per_shard = max(1, (shard_bytes or SHARD_BYTES) // (2 * spec.width + 40))
         self.hashes: list[bytes] = []
 
     @classmethod
-    def create(cls, path: str | Path, spec: StoreSpec, *, shard_bytes: int = SHARD_BYTES) -> GradientStore:
+    def create(cls, path: str | Path, spec: StoreSpec, *, shard_bytes: int | None = None) -> GradientStore:
         """A new, empty store.
 
         Raises:
@@ -137,7 +137,7 @@ class GradientStore:
         return store
 
     @classmethod
-    def open(cls, path: str | Path, *, shard_bytes: int = SHARD_BYTES) -> GradientStore:
+    def open(cls, path: str | Path, *, shard_bytes: int | None = None) -> GradientStore:
         """A store on disk; shards that the manifest does not name are leftovers of a killed run and are ignored.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -149,6 +150,7 @@ def _subject(path: Path, directory: Path, member: Member | None, modules: Sequen
         notes.append("of the output layer, which is tied to the embedding, the output side only is looked at")
     base = member.base.fingerprint if member is not None else ""
     tokenizer = _tokenizer_hash(directory)
+    found = dict(sorted(found.items()))  # columns do not depend on how the model was found
     return Subject(task, model, "", found, mark, base, tokenizer, left_out, left_share, notes)
 
 
@@ -198,7 +200,9 @@ def _adapt(task: Task, adapter: Path) -> None:
     except ModuleNotFoundError as missing:
         raise MissingExtraError("peft", "peft") from missing
     try:
-        task.model = PeftModel.from_pretrained(task.model, str(adapter)).get_base_model().eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's of what it reads of transformers, and of tied weights
+            task.model = PeftModel.from_pretrained(task.model, str(adapter)).get_base_model().eval()
     except (ValueError, RuntimeError, KeyError) as cause:
         raise AdapterError(f"PEFT cannot put `{adapter}` on the base: {cause}") from cause
 
