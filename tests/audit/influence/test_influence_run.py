@@ -63,8 +63,8 @@ def pack(llama_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_are_those_of_whole_gradients(llama_pair: Pair, reduction: Any) -> None:
     names = ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
     report = influence(
-        llama_pair.variant, base=llama_pair.base, train=ROWS, probe=PROBE, keep=1 << 30, modules=names, full=True, top=3,
-        reduction=reduction,
+        llama_pair.variant, base=llama_pair.base, train=ROWS, probe=PROBE, keep=1 << 30, modules=names, full=True,
+        top=3, reduction=reduction,
     )  # fmt: skip
     train, probe = (reference(llama_pair.variant, names, rows, reduction) for rows in (ROWS, PROBE))
     expected = scores_of(train, probe)
@@ -314,4 +314,3 @@ def test_the_function_shadows_its_package() -> None:
 
     assert callable(influence)
     assert callable(indices)
-    assert bert is not None
