@@ -5,6 +5,7 @@ are another digit. ReLU net 64-48-48-10, Adam 1e-2 with a cosine to 0, 400 steps
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def train(data: Digits, subsets: np.ndarray, seed: int = 0, steps: int = STEPS) 
     """One net for each of the subsets (s, r) of training rows; all are trained side by side."""
     generator = torch.Generator().manual_seed(seed)
     weights: list[torch.Tensor] = []
-    for inputs, outputs in zip(SIDES, SIDES[1:], strict=False):
+    for inputs, outputs in pairwise(SIDES):
         for shape in ((len(subsets), inputs, outputs), (len(subsets), 1, outputs)):
             start = (2 * torch.rand(shape, generator=generator) - 1) / inputs**0.5
             weights.append(start.requires_grad_())
@@ -72,7 +73,7 @@ def train(data: Digits, subsets: np.ndarray, seed: int = 0, steps: int = STEPS) 
 def _net(weights: list[torch.Tensor]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for matrix, bias in zip(weights[::2], weights[1::2], strict=True):
-        layer = nn.Linear(*matrix.shape)
+        layer = nn.Linear(matrix.shape[0], matrix.shape[1])
         layer.load_state_dict({"weight": matrix.T, "bias": bias[0]})
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -85,7 +86,7 @@ def row_losses(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 def ground_truth(
     data: Digits, subsets: int, seed: int = 0, repeats: int = 2, steps: int = STEPS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the probes' losses (s, m) under nets trained on random halves, mean of `repeats`; and the halves (s, n/2)."""
+    """Minus the probes' losses (s, m) under nets of random halves, mean of `repeats`; and the halves (s, n / 2)."""
     random = np.random.default_rng(seed)
     halves = np.stack([random.permutation(len(data.y))[: len(data.y) // 2] for _ in range(subsets)])
     probe = data.probe_x, data.probe_y

@@ -4,11 +4,12 @@
     python benchmarks/influence.py --task movie      # about an hour: trains a variant on 20 % wrong labels first
     python benchmarks/influence.py --smoke           # a minute, figures mean nothing
 
-One JSON line a point is kept in the cache directory, so a killed run goes on; results/influence.json has them all. LDS is
-the rank correlation of summed scores with retrained nets; AUC is of the wrong labels by self-influence, beside that of
-the plain loss. `stored` are the bytes of the compressed training gradients in float16, `map` those of the compressor's own
-matrices. Movie: base A, 4000 rows, 750 steps of 16 (three epochs), training and test accuracy are printed: a variant that
-has not learned its rows by heart has nothing to find. Gaussian and PCA have no point where their matrices pass 4 GiB.
+One JSON line a point is kept in the cache directory, so a killed run goes on; results/influence.json has them all. LDS
+is the rank correlation of summed scores with retrained nets; AUC is of the wrong labels by self-influence, beside that
+of the plain loss. `stored` are the bytes of the compressed training gradients in float16, `map` those of the
+compressor's own matrices. Movie: base A, 4000 rows, 750 steps of 16 (three epochs); accuracies are printed: a variant
+that has not learned its rows by heart has nothing to find. Gaussian and PCA have no point where their matrices pass
+4 GiB.
 """
 
 import argparse

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import batches, full_gradients, loss, mlp, rows
 from torch import nn
 
 from kinfold.audit.influence.attributor import MaskedInfluence
 from kinfold.audit.influence.settings import Spec
 from kinfold.errors import AuditError
-from nets import batches, full_gradients, loss, mlp, rows
 
 MODEL, TRAIN, PROBE = mlp(), rows(40), rows(6, seed=1)
 SIZES = [30, 15]  # values of the two weights

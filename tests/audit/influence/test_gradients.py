@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import weight_gradients
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -18,7 +19,6 @@ from kinfold.audit.influence.compress import Compressor, Entries, Gaussian, Neur
 from kinfold.audit.influence.gradients import evaluating, loop_gradients, row_gradients, shape_of
 from kinfold.errors import AuditError
 from models import bert
-from nets import weight_gradients
 
 
 class Net(nn.Module):
@@ -211,7 +211,7 @@ def test_principal_directions_are_those_of_svd() -> None:
 
 
 def test_names_that_are_no_modules() -> None:
-    with pytest.raises(AuditError, match="there is no module `nope.weight`"):
+    with pytest.raises(AuditError, match=r"there is no module `nope\.weight`"):
         choose_modules(Net(), ("nope",))
     with pytest.raises(AuditError, match="no linear layer"):
         choose_modules(nn.ReLU(), None)

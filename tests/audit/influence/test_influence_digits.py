@@ -1,4 +1,4 @@
-"""Digits with wrong labels: scores rank nets that were really trained again. Small, seeded; bounds are loose on purpose."""
+"""Digits with wrong labels: scores rank nets that were really trained again. Small, seeded; bounds are loose."""
 
 from __future__ import annotations
 

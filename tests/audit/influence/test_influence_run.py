@@ -1,4 +1,4 @@
-"""`influence` on pico models: against numpy on autograd's own gradients, by every kind of variant, and what it refuses."""
+"""`influence` on pico models: by every kind of variant, against numpy on autograd's gradients; and what it refuses."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _ADAPTER_PARTS = (
 
 
 def canonical(name: str) -> str:
-    """The name of a weight, ended by `.weight`, that does not depend on how PEFT wraps it, nor on what the adapter is called.
+    """The name of a weight, ended by `.weight`, whatever PEFT wraps it in and whatever the adapter is called.
 
     >>> canonical("base_model.model.encoder.layer.0.query.lora_A.mine.weight")
     'encoder.layer.0.query.lora_A.weight'
