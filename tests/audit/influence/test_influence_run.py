@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from adapters import make
 from kinfold.audit import influence
 from kinfold.audit.influence import collect, store
 from kinfold.audit.influence.report import write_lines, write_report
-from kinfold.errors import AuditError, CalibrationError, GradientStoreError
+from kinfold.errors import AdapterError, AuditError, CalibrationError, GradientStoreError, MissingExtraError
 from models import Pair, llama, raw, save
 
 ROWS = [{"input_ids": random.Random(n).choices(range(1, 99), k=3 + n % 4)} for n in range(12)]
@@ -139,6 +140,26 @@ def test_adapters_under_any_name(tmp_path: Path, llama_pair: Pair) -> None:
     assert any("own factors" in note for note in both[0].notes)
     with pytest.raises(AuditError, match="its base is needed"):
         influence(tmp_path / "one", train=ROWS)
+
+
+def test_adapters_that_cannot_be_audited(tmp_path: Path, llama_pair: Pair, monkeypatch: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_pair.base)
+    make(model, tmp_path / "words", r=2, target_modules=["embed_tokens"])
+    with pytest.raises(AuditError, match="no linear module of the base is adapted"):
+        influence(tmp_path / "words", base=llama_pair.base, train=ROWS, keep=100)
+    make(model, tmp_path / "one", r=2, target_modules=["q_proj"])
+
+    def fails(*_: Any) -> Any:
+        raise ValueError("of another kind")
+
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", fails)
+    with pytest.raises(AdapterError, match=r"PEFT cannot put .*: of another kind"):
+        influence(tmp_path / "one", base=llama_pair.base, train=ROWS)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match="`peft`"):
+        influence(tmp_path / "one", base=llama_pair.base, train=ROWS)
 
 
 def test_classifiers_and_wrong_labels(classifier_pair: Pair) -> None:
