@@ -11,8 +11,17 @@ import torch
 import transformers
 
 from kinfold.errors import CalibrationError, CheckpointError
-from kinfold.tasks import Task, divergence, drawn_loss, labelled_loss, model_class, quiet_transformers, read_rows
-from models import raw, save
+from kinfold.tasks import (
+    Task,
+    divergence,
+    drawn_loss,
+    labelled_loss,
+    model_class,
+    quiet_transformers,
+    read_rows,
+    row_losses,
+)
+from models import Pair, raw, save
 
 
 def rows(folder: Path, text: str) -> Path:
@@ -213,3 +222,28 @@ def test_drawn_hidden_states_have_unit_variance() -> None:
     loss = drawn_loss(hidden, False, torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad(loss, hidden)
     assert float(gradient.square().mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_batches_know_their_rows(llama_pair: Pair) -> None:
+    task = Task.load(llama_pair.variant)
+    given = [{"input_ids": [1] * length} for length in (3, 2, 3, 3, 2)]
+    found = task.grouped(given, 2)
+    assert [places for places, _ in found] == [[1, 4], [0, 2], [3]]
+    assert all(ids.shape == (len(places), len(given[places[0]]["input_ids"])) for places, ids in found)
+
+
+def test_losses_of_rows() -> None:
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = [{"label": 2}, {"label": 0}]
+    expected = [
+        math.log(float(line.exp().sum())) - float(line[row["label"]]) for line, row in zip(logits, rows, strict=True)
+    ]
+    assert row_losses(logits, torch.zeros(2, 4), rows).tolist() == pytest.approx(expected)
+    ids = torch.tensor([[5, 1, 0], [5, 2, 2]])
+    tokens = torch.randn(2, 3, 3, dtype=torch.float64)  # one position more than has a next token
+    by_hand = [
+        [math.log(float(tokens[r, t].exp().sum())) - float(tokens[r, t, ids[r, t + 1]]) for t in range(2)]
+        for r in range(2)
+    ]
+    assert row_losses(tokens, ids, [{}, {}]).tolist() == pytest.approx([sum(line) / 2 for line in by_hand])
+    assert row_losses(tokens[:, :2], ids, [{}, {}], "sum").tolist() == pytest.approx([sum(line) for line in by_hand])

@@ -10,9 +10,10 @@ KinfoldError                the user's input or machine is at fault; exit code 1
 ├── AdapterError            a PEFT adapter is of a kind that cannot be read, or does not fit the base
 ├── FamilyError             members cannot be folded together, or one is not in the family
 ├── MergeError              members cannot be merged so, or an option of the method is not its own
-├── AuditError              members cannot be audited together
-│   ├── AuditOptionError    an option of an audit is out of range; a ValueError too
-│   └── DegenerateGradientError  a module's gradients cannot tell rows apart by their median
+├── AuditError              members cannot be audited together, or rows and settings of an audit do not fit
+│   ├── AuditOptionError    an option of an audit is out of range
+│   ├── DegenerateGradientError  a module's gradients cannot tell rows apart by their median
+│   └── GradientStoreError  stored gradients are damaged, or belong to another variant or setting
 ├── DominanceError          a member outweighs or cancels the rest, and that was to be refused; exit code 3
 ├── StoreError              a store cannot be opened, read or written, or has nothing of that name
 ├── ServeError              a variant or the base cannot be served, or a request cannot be met
@@ -86,7 +87,11 @@ class MergeError(KinfoldError):
 
 
 class AuditError(KinfoldError):
-    """Members cannot be audited together."""
+    """Members cannot be audited together, or the rows and settings of an audit do not fit."""
+
+
+class GradientStoreError(AuditError):
+    """Stored gradients are damaged, or were made of another variant or with other settings."""
 
 
 class AuditOptionError(AuditError, ValueError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -154,15 +154,21 @@ class Task:
 
     def batches(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Token ids of all rows, those of one length together: no padding, so outputs are those of the rows alone."""
-        by_length: dict[int, list[torch.Tensor]] = {}
-        for row in rows:
+        return [ids for _, ids in self.grouped(rows)]
+
+    def grouped(self, rows: Sequence[Row], limit: int = BATCH_TOKENS) -> list[tuple[list[int], torch.Tensor]]:
+        """The same with the places of the rows in `rows`; `limit` is the most rows a batch."""
+        by_length: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        for place, row in enumerate(rows):
             ids = self.token_ids(row)
-            by_length.setdefault(ids.shape[1], []).append(ids)
-        return [
-            torch.cat(same[start : start + max(1, BATCH_TOKENS // length)])
-            for length, same in sorted(by_length.items())
-            for start in range(0, len(same), max(1, BATCH_TOKENS // length))
-        ]
+            by_length.setdefault(ids.shape[1], []).append((place, ids))
+        found = []
+        for length, same in sorted(by_length.items()):
+            step = min(limit, max(1, BATCH_TOKENS // length))
+            for start in range(0, len(same), step):
+                places, ids = zip(*same[start : start + step], strict=True)
+                found.append((list(places), torch.cat(ids)))
+        return found
 
     @property
     def has_logits(self) -> bool:
@@ -250,4 +256,28 @@ def labelled_loss(output: torch.Tensor, row: Row) -> torch.Tensor:
         raise CalibrationError(
             f"a row has label {label!r}; labels=data needs an integer below {output.shape[-1]} in every row"
         )
-    return F.cross_entropy(output[None], torch.tensor([label]))
+    return F.cross_entropy(output[None], torch.tensor([label], device=output.device))
+
+
+def row_losses(
+    outputs: torch.Tensor, ids: torch.Tensor, rows: Sequence[Row], reduction: Literal["mean", "sum"] = "mean"
+) -> torch.Tensor:
+    """The training loss of each row of a batch, in nats.
+
+    Args:
+        outputs: what `Task.outputs` gives: (rows, classes) of a classifier, (rows, tokens - 1 or more, vocabulary)
+            of a causal LM.
+        ids: (rows, tokens), the rows' own tokens.
+        rows: with an integer `label` each, for a classifier.
+        reduction: of the tokens of a row, for a causal LM.
+
+    Returns:
+        (rows,).
+
+    Raises:
+        CalibrationError: a row has no label that fits the output.
+    """
+    if outputs.dim() == 2:
+        return torch.stack([labelled_loss(output, row) for output, row in zip(outputs, rows, strict=True)])
+    tokens = F.cross_entropy(outputs[:, : ids.shape[1] - 1].transpose(1, 2), ids[:, 1:], reduction="none")
+    return tokens.mean(1) if reduction == "mean" else tokens.sum(1)

@@ -1,0 +1,224 @@
+"""The variant under audit: its model, which of its modules are looked at, and what names its content."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import nn
+
+from kinfold.audit.influence.attributor import choose_modules
+from kinfold.audit.influence.gradients import is_linear
+from kinfold.checkpoint import Checkpoint, digests, fingerprint
+from kinfold.checkpoint.adapter import is_adapter
+from kinfold.checkpoint.fingerprint import specs_of
+from kinfold.errors import AdapterError, AuditError, MissingExtraError
+from kinfold.pack.member import Base, Member, PathLike
+from kinfold.pack.members import materialise, open_member
+from kinfold.tasks import TOKENIZER_FILES, Row, Task, row_losses
+
+TASKS = ("auto", "causal-lm", "sequence-classification", "pooled-head")
+
+
+class Answers(nn.Module):
+    """A task's model and head as one module: token ids (rows, tokens) to outputs, as `Task.outputs`."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.head: nn.Linear | None = None
+        if task.head is not None:
+            weight, bias = task.head
+            head = self.head = nn.Linear(weight.shape[1], weight.shape[0])
+            head.load_state_dict({"weight": weight, "bias": bias})
+        self._task = replace(task, head=None)
+        self.requires_grad_(False)  # derivatives are taken by outputs of modules, never by weights
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        outputs = self._task.outputs(ids)
+        return outputs if self.head is None else self.head(outputs)
+
+
+@dataclass
+class Subject:
+    """A variant that is ready to be asked for gradients.
+
+    Attributes:
+        task: reads rows.
+        model: answers them.
+        kind: `causal-lm`, `sequence-classification` or `pooled-head`.
+        modules: by the base's names of their weights, or canonical ones.
+        fingerprint, base: of the variant and its base; see `StoreSpec`.
+        tokenizer: BLAKE3 over its files.
+        left_out: tensors that differ from the base's and are not looked at.
+        left_share: their share of the delta's energy; None where it is not known.
+        notes: what a reader of scores must know.
+    """
+
+    task: Task
+    model: Answers
+    kind: str
+    modules: dict[str, nn.Module]
+    fingerprint: str
+    base: str
+    tokenizer: str
+    left_out: list[str]
+    left_share: float | None
+    notes: list[str]
+
+    def losses(self, model: Any, batch: tuple[torch.Tensor, Sequence[Row]], reduction: Any = "mean") -> torch.Tensor:
+        """A loss a row, nats."""
+        ids, rows = batch
+        ids = ids.to(next(model.parameters()).device)
+        return row_losses(model(ids), ids, rows, reduction)
+
+    @property
+    def classes(self) -> int:
+        """Of the head of a classifier."""
+        head = self.model.head
+        return head.out_features if head is not None else self.task.model.config.num_labels
+
+
+@contextmanager
+def opened(
+    variant: PathLike, base: PathLike | None, modules: Sequence[str] | None, task: str, device: str
+) -> Iterator[Subject]:
+    """Load a model directory, a pack or a PEFT adapter.
+
+    Raises:
+        AuditError: a pack or adapter without its base, no module to look at, or a model without a known loss.
+        MissingExtraError: an adapter without peft.
+        CheckpointError, PackError, AdapterError, WrongBaseError: as the readers.
+    """
+    if task not in TASKS:
+        raise AuditError(f"task is {task!r}; {', '.join(map(repr, TASKS))} are allowed")
+    path = Path(variant)
+    if base is None and (path.is_file() or is_adapter(path)):
+        raise AuditError(f"`{path}` is no model directory, so its base is needed", hint="--base BASE")
+    member = open_member(path, Base.open(base)) if base is not None else None
+    with tempfile.TemporaryDirectory(prefix="kinfold-") if path.is_file() else nullcontext("") as folder:
+        directory = path
+        if path.is_file() and member is not None:
+            directory = Path(folder) / "variant"
+            materialise(member, directory)
+        elif member is not None and member.kind == "adapter":
+            directory = member.base.checkpoint.directory
+        subject = _subject(path, directory, member, modules)
+        _check_kind(subject, task)
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        subject.model.to(chosen)
+        yield subject
+
+
+def _subject(path: Path, directory: Path, member: Member | None, modules: Sequence[str] | None) -> Subject:
+    task = Task.load(directory)
+    if member is not None and member.kind == "adapter":
+        _adapt(task, path)
+    model = Answers(task)
+    left_out, left_share, notes = [], None, []
+    if member is None:
+        checkpoint = Checkpoint.open(directory)
+        mark, known = fingerprint(specs_of(checkpoint), digests(checkpoint)), _linear(model)
+        found = known
+    elif member.kind == "adapter":
+        mark = member.fingerprint
+        found = known = {_plain(name): module for name, module in choose_modules(model, None).items()}
+        if not any(".lora_" in name for name in known):
+            raise AuditError(f"no linear module of the base is adapted by `{path}`, so there is nothing to look at")
+        notes.append("gradients are by the adapter's own factors")
+    else:
+        mark = blake3(path.read_bytes()).hexdigest() if path.is_file() else member.fingerprint
+        known = _linear(model, {own: name for name, own in member.own.items()})
+        found, left_out, left_share = _changed(member, known)
+    if modules is not None:
+        wanted = [name if name.endswith(".weight") else f"{name}.weight" for name in modules]
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise AuditError(f"there is no linear module `{missing[0]}`; for instance {', '.join(list(known)[:3])}")
+        found = {name: known[name] for name in wanted}
+    if not found:
+        raise AuditError(f"no linear module of `{path}` differs from the base, so there is nothing to look at")
+    embeddings = task.model.get_input_embeddings()
+    if any(module.weight is embeddings.weight for module in found.values()):
+        notes.append("of the output layer, which is tied to the embedding, the output side only is looked at")
+    base = member.base.fingerprint if member is not None else ""
+    tokenizer = _tokenizer_hash(directory)
+    found = dict(sorted(found.items()))  # columns do not depend on how the model was found
+    return Subject(task, model, "", found, mark, base, tokenizer, left_out, left_share, notes)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _linear(model: Answers, base_names: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
+    """Linear modules by the base's names of their weights, else by the model's; tied ones by the embedding's."""
+    of_base, prefix = base_names or {}, getattr(model.model, "base_model_prefix", "") + "."
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(_plain(name))
+    found = {}
+    for module in model.modules():
+        if is_linear(module):
+            own = names[id(module.weight)]
+            spellings = [s for name in own for s in (name, name.removeprefix(prefix), prefix + name)]
+            found[next((of_base[s] for s in spellings if s in of_base), own[0])] = module
+    return found
+
+
+def _changed(member: Member, known: dict[str, nn.Module]) -> tuple[dict[str, nn.Module], list[str], float]:
+    """Modules that differ from the base; names of other tensors that do; their share of the delta's energy."""
+    energy = {name: float(member.delta(name).double().square().sum()) for name in member.changed}
+    changed = [name for name, value in energy.items() if value > 0] + member.whole
+    found = {name: known[name] for name in changed if name in known}
+    total = sum(energy.values())
+    left_out = [name for name in changed if name not in found]
+    share = sum(energy.get(name, 0.0) for name in left_out) / total if total else 0.0
+    return found, left_out, share
+
+
+def _tokenizer_hash(directory: Path) -> str:
+    there = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    hasher = blake3()
+    for path in there:
+        data = path.read_bytes()
+        hasher.update(f"{path.name}\0{len(data)}\0".encode() + data)
+    return hasher.hexdigest() if there else ""
+
+
+def _adapt(task: Task, adapter: Path) -> None:
+    """Put a PEFT adapter on the task's model, in place."""
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError("peft", "peft") from missing
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's of what it reads of transformers, and of tied weights
+            task.model = PeftModel.from_pretrained(task.model, str(adapter)).get_base_model().eval()
+    except (ValueError, RuntimeError, KeyError) as cause:
+        raise AdapterError(f"PEFT cannot put `{adapter}` on the base: {cause}") from cause
+
+
+def _check_kind(subject: Subject, wanted: str) -> None:
+    name = type(subject.task.model).__name__
+    if subject.model.head is not None:
+        subject.kind = "pooled-head"
+    elif name.endswith(("CausalLM", "LMHeadModel")):
+        subject.kind = "causal-lm"
+    elif name.endswith("ForSequenceClassification"):
+        subject.kind = "sequence-classification"
+    else:
+        raise AuditError(
+            f"no loss of a row is known for {name}; causal language models, sequence classifiers, and encoders with "
+            "`head.weight` and `head.bias` beside them are audited"
+        )
+    if wanted not in ("auto", subject.kind):
+        raise AuditError(f"task {wanted!r} was asked for, the variant is of {subject.kind!r}")
