@@ -200,6 +200,19 @@ def test_logprobs_are_those_of_the_restored_model(fleet: Fleet) -> None:
     run(work())
 
 
+def test_the_chosen_token_is_told_by_its_own_text(fleet: Fleet) -> None:
+    async def work() -> None:
+        engine = fleet.engine()
+        for number in (0, 2):
+            drawn = Sampling(max_tokens=20, temperature=2.0, seed=3, logprobs=number, ignore_eos=True)
+            for chunk in await chunks(engine, "base", prompt("q", 7), drawn):
+                assert chunk.token is not None
+                assert chunk.piece == engine._base.tokens.tokenizer.decode([chunk.token])
+        await engine.close()
+
+    run(work())
+
+
 def test_seeded_draws_do_not_depend_on_batch_mates(fleet: Fleet) -> None:
     drawn = Sampling(max_tokens=12, temperature=1.3, top_p=0.9, seed=7, ignore_eos=True)
 

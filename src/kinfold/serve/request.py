@@ -42,6 +42,7 @@ class Chunk:
         logprob: of the token, natural log; None where none was asked for.
         top: the likeliest tokens' texts and log-probabilities.
         finish: `stop` (end of text or a stop text) or `length`; None while the answer goes on.
+        piece: the token's text by itself, which need not be what the answer grew by; empty where no `logprob` is told.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Chunk:
     logprob: float | None = None
     top: tuple[tuple[str, float], ...] = ()
     finish: str | None = None
+    piece: str = ""
 
 
 @dataclass(frozen=True)
