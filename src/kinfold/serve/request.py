@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Ids = Sequence[int]
+LONGEST_NAME = 200  # of a model; a longer one is told cut off, and is not worth a search for near ones
 
 
 @dataclass(frozen=True)
