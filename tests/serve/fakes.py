@@ -104,7 +104,7 @@ class FakeEngine:
         if sampling.logprobs is None:
             return Chunk(word, number, finish=finish)
         likeliest = [(word, -0.5), ("other", -1.5), ("never", -math.inf)]
-        return Chunk(word, number, -0.5, tuple(likeliest[: sampling.logprobs]), finish)
+        return Chunk(word, number, -0.5, tuple(likeliest[: sampling.logprobs]), finish, word)
 
     async def embed(self, model: str, inputs: Sequence[Ids]) -> list[list[float]]:
         self._check(model, "embed")

@@ -11,6 +11,9 @@ import openai
 import pytest
 from fakes import FakeEngine, served, soon, words
 
+from kinfold.serve import logprobs
+from kinfold.serve.request import Chunk
+
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
@@ -135,6 +138,15 @@ def test_a_chat_goes_on_as_long_as_there_is_room(client: openai.OpenAI, engine: 
     assert engine.seen[-1][2].max_tokens == engine.max_tokens - len("user:hi\n")
     client.chat.completions.create(model="movie", messages=[{"role": "user", "content": "hi"}], max_tokens=3)
     assert engine.seen[-1][2].max_tokens == 3
+
+
+def test_a_token_is_told_by_its_own_text_whatever_ties_with_it_or_is_held_back() -> None:
+    tied = Chunk("", 7, -0.5, (("other", -0.5), ("own", -0.5)), piece="own")
+    alone = Chunk("own and more", 8, -0.25, (), "length", " more")
+    told = logprobs.of_completion([tied, alone])
+    assert (told.tokens, told.top_logprobs) == (["own", " more"], [{"other": -0.5, "own": -0.5}, {" more": -0.25}])
+    content = logprobs.of_chat([tied, alone]).content
+    assert [(entry.token, entry.bytes) for entry in content] == [("own", list(b"own")), (" more", list(b" more"))]
 
 
 def test_logprobs_of_a_chat(client: openai.OpenAI) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from serving import (
 )
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
+from kinfold.serve.engine import ModelEngine
 from kinfold.serve.request import Sampling
 
 
@@ -98,6 +101,48 @@ def test_tokenize_and_chat(fleet: Fleet) -> None:
         told = await engine.chat("fold", [{"role": "user", "content": "an"}])
         assert engine._base.tokens.decode(told) == "[an]>"
         await engine.close()
+
+    run(work())
+
+
+class Slow:
+    """A catalogue with a variant whose download does not end by itself; counts how often it was listed."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.listed = 0
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def names(self) -> dict[str, str]:
+        self.listed += 1
+        return self.found
+
+    def path(self, ref: str, /) -> Path:
+        self.begun.set()
+        self.go.wait(20)
+        raise FileNotFoundError(ref)
+
+
+def test_unknown_names_stop_nobody_while_the_catalogue_is_slow(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinfold.serve.engine.LOOK_SECONDS", 0.05, raising=False)
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        catalogue = Slow()
+        engine = ModelEngine.open(fleet.base, catalogue, name="base", poll_seconds=600)
+        catalogue.found = {"slow": "1"}
+        asked = [asyncio.create_task(engine.tokenize(f"no{number}", "a")) for number in range(20)]
+        while not catalogue.begun.is_set():
+            await asyncio.sleep(0.01)
+        try:
+            assert await asyncio.wait_for(engine.tokenize("base", "the"), 5)
+            told = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        finally:
+            catalogue.go.set()
+        assert {type(error) for error in told} == {UnknownModelError}
+        await engine.close()
+        assert catalogue.listed <= 3  # at the start, for the first name, and once for all that came meanwhile
+        assert "slow" in engine._shelf.items
 
     run(work())
 
@@ -200,6 +245,19 @@ def test_logprobs_are_those_of_the_restored_model(fleet: Fleet) -> None:
     run(work())
 
 
+def test_the_chosen_token_is_told_by_its_own_text(fleet: Fleet) -> None:
+    async def work() -> None:
+        engine = fleet.engine()
+        for number in (0, 2):
+            drawn = Sampling(max_tokens=20, temperature=2.0, seed=3, logprobs=number, ignore_eos=True)
+            for chunk in await chunks(engine, "base", prompt("q", 7), drawn):
+                assert chunk.token is not None
+                assert chunk.piece == engine._base.tokens.tokenizer.decode([chunk.token])
+        await engine.close()
+
+    run(work())
+
+
 def test_seeded_draws_do_not_depend_on_batch_mates(fleet: Fleet) -> None:
     drawn = Sampling(max_tokens=12, temperature=1.3, top_p=0.9, seed=7, ignore_eos=True)
 
@@ -274,7 +332,7 @@ def test_a_variant_larger_than_the_cache_is_refused(fleet: Fleet) -> None:
     async def work() -> None:
         engine = fleet.engine(cache_bytes=1000)
         for _ in range(2):  # remembered
-            with pytest.raises(ServeError, match=r"`full` takes \d+ bytes.*cache_bytes"):
+            with pytest.raises(ServeError, match=r"`full` takes \d+ bytes.*--variant-memory"):
                 await tokens(engine, "full", [1], greedy(1))
         assert {served.name: served.state for served in engine.models()}["full"] == "refused"
         assert engine.stats()["refused"] == 1

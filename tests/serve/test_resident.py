@@ -116,7 +116,9 @@ def test_other_errors_are_told_as_refusals(residents: Residents) -> None:
 
 
 def test_one_that_never_fits_is_refused(residents: Residents) -> None:
-    with pytest.raises(ServeError, match="`big` takes 1000 bytes in memory, the cache has 250; raise cache_bytes"):
+    with pytest.raises(
+        ServeError, match="`big` takes 1000 bytes in memory, the cache has 250; raise --variant-memory to 1000 "
+    ):
         use(residents, "big")
     residents.pin(["a", "b"])
     use(residents, "a")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import byte_tokenizer
@@ -83,6 +85,30 @@ def test_chat_templates(tokens: Tokens, tmp_path: Path) -> None:
     byte_tokenizer(tmp_path, "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ServeError, match="roles must alternate"):
         read(tmp_path).chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_long_prompt_does_not_hold_up_the_text_of_others(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path)
+    tokens = read(tmp_path)
+    tokens.warm()
+    ids, reads, told = tokens.encode("the and"), threading.Event(), threading.Event()
+
+    def endless(text: str) -> Any:
+        reads.set()
+        told.wait(10)
+        return {"input_ids": []}
+
+    tokens.__dict__["tokenizer"] = endless
+    reader = threading.Thread(target=tokens.encode, args=("long",))
+    reader.start()
+    assert reads.wait(10)
+    heard: list[str] = []
+    writer = threading.Thread(target=lambda: heard.extend([tokens.decode(ids), tokens.piece(ids[0])]))
+    writer.start()
+    writer.join(5)
+    assert heard == ["the and", "the"]
+    told.set()
+    reader.join(10)
 
 
 def test_without_a_tokenizer() -> None:

@@ -98,6 +98,21 @@ def test_names_near_an_unknown_one(live: LiveModel, fleet: Fleet) -> None:
         shelf.get("zzz")
 
 
+def test_an_endless_name_is_not_compared_with_all_others(
+    live: LiveModel, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(Paths({"movie": fleet.paths["full"]}), live, "base")
+    compared: list[str] = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda name, *_: compared.append(name) or [])
+    with pytest.raises(UnknownModelError) as told:
+        shelf.get("ab" * 500_000)
+    assert compared == []
+    assert len(str(told.value)) < 300
+    with pytest.raises(UnknownModelError):
+        shelf.get("movies")
+    assert compared == ["movies"]
+
+
 def test_digests_of_paths_change_with_their_files(fleet: Fleet, tmp_path: Path) -> None:
     file, folder = tmp_path / "a.kin.safetensors", tmp_path / "b"
     shutil.copy(fleet.paths["svd"], file)

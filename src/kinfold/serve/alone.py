@@ -93,7 +93,7 @@ def new_cache(spec: CacheSpec, live: LiveModel, variant: Variant) -> KVCache:
     Raises:
         CacheError: it does not fit the model, or the variant's tokenizer.
     """
-    cache: Cache = spec.make(live.core, variant.tokens.tokenizer if variant.tokens.there else None)
+    cache: Cache = spec.make(live.core, variant.tokens.writer if variant.tokens.there else None)
     if not isinstance(cache, KVCache):
         raise CacheError(f"`{spec.text}` is no compressed cache")
     return cache

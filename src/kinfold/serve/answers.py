@@ -12,11 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
-from kinfold.serve.request import Engine
+from kinfold.serve.request import LONGEST_NAME, Engine
 
 log = logging.getLogger("kinfold.serve")
 RETRY_AFTER = 1  # seconds; a place in the batch frees within that, more often than not
-LONGEST_NAME = 200  # names are shorter; a longer one is not worth a search for near ones
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 

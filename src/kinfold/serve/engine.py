@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kinfold.errors import BusyError, ServeError, UnknownModelError
 from kinfold.serve import alone, probe
@@ -29,12 +29,16 @@ MAX_BATCH = 32
 QUEUE = 256
 CACHE_BYTES = 2 << 30
 POLL_SECONDS = 5.0
+LOOK_SECONDS = 10.0  # that a request for an unknown name waits for the catalogue
+
+T = TypeVar("T")
 
 
 class ModelEngine:
     """Answers requests for the base and for every variant of a catalogue; implements `request.Engine`.
 
-    The model runs in one thread, variants are loaded in another, the catalogue is looked at in a third.
+    The model runs in one thread, variants are loaded in another, the catalogue is looked at in a third, and in a fourth
+    for names that nobody knew.
 
     Args:
         live: the base.
@@ -86,6 +90,9 @@ class ModelEngine:
         self._shelf = Shelf(catalogue, live, self.base, self._shelf_changed)
         self._shelf.refresh()
         self._worker = Worker(live, max_batch, cache)
+        self._looker = ThreadPoolExecutor(1, "kinfold-look")  # its own: a slow catalogue is not to fill asyncio's
+        self._looking = threading.Lock()
+        self._next_look: Future[None] | None = None  # that has not begun
         self._stop = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kinfold-catalogue", daemon=True)
         self._poller.start()
@@ -189,6 +196,7 @@ class ModelEngine:
         self._worker.stop()
         self._residents.close()
         self._poller.join()
+        self._looker.shutdown()
 
     async def _encode(self, model: str, inputs: Sequence[Ids], want: Literal["embed", "classify"]) -> Any:
         item = await self._find(model)
@@ -220,8 +228,20 @@ class ModelEngine:
         with suppress(UnknownModelError):
             return self._shelf.get(model)
         with suppress(Exception):
-            await asyncio.to_thread(self._shelf.refresh)
+            await asyncio.wait_for(_result(self._look()), LOOK_SECONDS)
         return self._shelf.get(model)
+
+    def _look(self) -> Future[None]:
+        """A look at the catalogue that begins after now; all who ask before it begins share it."""
+        with self._looking:  # else a look could begin before it is noted, and be shared for ever
+            if self._next_look is None:
+                self._next_look = self._looker.submit(self._begin_look)
+            return self._next_look
+
+    def _begin_look(self) -> None:
+        with self._looking:
+            self._next_look = None
+        self._shelf.refresh()
 
     @asynccontextmanager
     async def _held(self, item: Item | None, ability: str | None) -> AsyncIterator[Variant]:
@@ -323,7 +343,7 @@ def _or_raise(answer: Any) -> Any:
     return answer
 
 
-async def _result(future: Future[Variant]) -> Variant:
+async def _result(future: Future[T]) -> T:
     """What a future of another thread gives; whoever stops waiting does not cancel it for the others."""
     done = asyncio.Event()
     wake = _delivery(lambda _: done.set())

@@ -68,14 +68,17 @@ class Request:
         if finish is None and self.made >= self.room:
             text += self.text.rest()
             finish = "stop" if self.text.stopped else "length"
-        self.deliver(Chunk(text, token, *self._told(logits, token), finish))
+        own, top, piece = self._told(logits, token)
+        self.deliver(Chunk(text, token, own, top, finish, piece))
         return finish is not None
 
-    def _told(self, logits: torch.Tensor, token: int) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+    def _told(self, logits: torch.Tensor, token: int) -> tuple[float | None, tuple[tuple[str, float], ...], str]:
+        """Log-probability of the token, the likeliest ones with theirs, and the token's text by itself."""
         if self.sampling.logprobs is None:
-            return None, ()
+            return None, (), ""
         own, best = drawing.logprobs(logits, token, self.sampling.logprobs)
-        return own, tuple((self.variant.tokens.piece(other), value) for other, value in best)
+        tokens = self.variant.tokens
+        return own, tuple((tokens.piece(other), value) for other, value in best), tokens.piece(token)
 
 
 class Prefill:
@@ -111,7 +114,8 @@ class Batcher:
 
     @property
     def running(self) -> int:
-        return len(self._rows) + (len(self._prefill.requests) if self._prefill is not None else 0)
+        prefill = self._prefill  # read once: the worker may be done with it between two looks
+        return len(self._rows) + (len(prefill.requests) if prefill is not None else 0)
 
     @property
     def waiting(self) -> int:

@@ -15,7 +15,7 @@ def of_completion(chunks: Sequence[Chunk], offset: int = 0) -> CompletionLogprob
     found = CompletionLogprobs()
     for chunk in chunks:
         if chunk.token is not None and chunk.logprob is not None:
-            token, logprob = _token(chunk), max(chunk.logprob, LEAST)
+            token, logprob = chunk.piece, max(chunk.logprob, LEAST)
             top: dict[str, float] = {}
             for text, value in chunk.top:  # two tokens may read alike; the likelier is told
                 top[text] = max(value, top.get(text, LEAST))
@@ -30,7 +30,7 @@ def of_completion(chunks: Sequence[Chunk], offset: int = 0) -> CompletionLogprob
 def of_chat(chunks: Sequence[Chunk]) -> ChatLogprobs:
     content = [
         TokenLogprob(
-            **_entry(_token(chunk), chunk.logprob).model_dump(),
+            **_entry(chunk.piece, chunk.logprob).model_dump(),
             top_logprobs=[_entry(text, value) for text, value in chunk.top],
         )
         for chunk in chunks
@@ -41,8 +41,3 @@ def of_chat(chunks: Sequence[Chunk]) -> ChatLogprobs:
 
 def _entry(text: str, logprob: float) -> TopLogprob:
     return TopLogprob(token=text, logprob=max(logprob, LEAST), bytes=list(text.encode("utf-8", "replace")))
-
-
-def _token(chunk: Chunk) -> str:
-    """The token's own text: among the likeliest where it is one of them, else what the answer grew by."""
-    return next((text for text, value in chunk.top if value == chunk.logprob), chunk.text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Ids = Sequence[int]
+LONGEST_NAME = 200  # of a model; a longer one is told cut off, and is not worth a search for near ones
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Chunk:
         logprob: of the token, natural log; None where none was asked for.
         top: the likeliest tokens' texts and log-probabilities.
         finish: `stop` (end of text or a stop text) or `length`; None while the answer goes on.
+        piece: the token's text by itself, which need not be what the answer grew by; empty where no `logprob` is told.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Chunk:
     logprob: float | None = None
     top: tuple[tuple[str, float], ...] = ()
     finish: str | None = None
+    piece: str = ""
 
 
 @dataclass(frozen=True)

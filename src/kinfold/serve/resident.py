@@ -179,7 +179,7 @@ class Residents:
                 beside = f" beside {pinned} of pinned variants" if pinned else ""
                 raise ServeError(
                     f"`{key[0]}` takes {variant.nbytes} bytes in memory{beside}, the cache has {self._budget}",
-                    hint=f"raise cache_bytes to {variant.nbytes + pinned} or more",
+                    hint=f"raise --variant-memory to {variant.nbytes + pinned} or more",
                 )
             while self._bytes() + variant.nbytes > self._budget:
                 if self._closed:

@@ -18,6 +18,7 @@ from kinfold.pack.manifest import Manifest
 from kinfold.serve.catalogue import Catalogue
 from kinfold.serve.live import LiveModel, read_json
 from kinfold.serve.placing import BARE_HEAD
+from kinfold.serve.request import LONGEST_NAME
 from kinfold.serve.resident import Key
 from kinfold.serve.variant import abilities_of, members_at
 
@@ -94,9 +95,11 @@ class Shelf:
         """
         items = self.items
         if name not in items:
-            near = difflib.get_close_matches(name, [self._base, *items], 5, 0.4)
+            short = len(name) <= LONGEST_NAME
+            near = difflib.get_close_matches(name, [self._base, *items], 5, 0.4) if short else []
+            shown = name if short else name[:LONGEST_NAME] + "..."
             told = f"; near it are {', '.join(f'`{other}`' for other in near)}" if near else ""
-            raise UnknownModelError(f"no model `{name}` is served{told}", hint="GET /v1/models lists them all")
+            raise UnknownModelError(f"no model `{shown}` is served{told}", hint="GET /v1/models lists them all")
         return items[name]
 
     def by_key(self, key: Key) -> Item | None:

@@ -28,6 +28,9 @@ def tokenizer_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
 class Tokens:
     """A tokenizer, loaded when first used; it may be used from several threads.
 
+    It is loaded twice, once to read prompts and once to write answers: a long prompt takes its time, and the running
+    batch must not wait for it.
+
     Args:
         name: of the model, for messages.
         files: contents by relative path.
@@ -36,7 +39,7 @@ class Tokens:
 
     def __init__(self, name: str, files: Mapping[str, bytes], config: Mapping[str, bytes]) -> None:
         self.name, self.files, self._config = name, files, config
-        self._lock = threading.RLock()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
 
     @property
     def there(self) -> bool:
@@ -44,7 +47,15 @@ class Tokens:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """As transformers loads it. Raises ServeError where there is none, or its files are damaged."""
+        """Reads prompts. Raises ServeError where there is none, or its files are damaged."""
+        return self._load()
+
+    @cached_property
+    def writer(self) -> Any:
+        """Writes answers, in the worker's thread; the same tokenizer, loaded anew. Raises as `tokenizer`."""
+        return self._load()
+
+    def _load(self) -> Any:
         import transformers
 
         if not self.there:
@@ -62,17 +73,19 @@ class Tokens:
                 raise ServeError(f"the tokenizer of `{self.name}` cannot be loaded: {cause!r}") from cause
 
     def warm(self) -> None:
-        """Load it now, if there is one: the running batch is not to wait for that.
+        """Load both now, if there is one: the running batch is not to wait for that.
 
         Raises:
             ServeError: its files are damaged.
         """
-        with self._lock:
+        with self._reading:
             _ = self.there and self.tokenizer
+        with self._writing:
+            _ = self.there and self.writer
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds."""
-        with self._lock:
+        with self._reading:
             return list(self.tokenizer(text)["input_ids"])
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -81,7 +94,7 @@ class Tokens:
         Raises:
             ServeError: there is no template, or it refuses the conversation.
         """
-        with self._lock:
+        with self._reading:
             tokenizer = self.tokenizer
             if not getattr(tokenizer, "chat_template", None):
                 raise ServeError(
@@ -97,15 +110,15 @@ class Tokens:
         """The text of tokens, special ones left out; empty without a tokenizer."""
         if not self.there:
             return ""
-        with self._lock:
-            return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with self._writing:
+            return self.writer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def piece(self, token: int) -> str:
         """The text of one token as alternatives are shown, special ones too."""
         if not self.there:
             return ""
-        with self._lock:
-            return self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        with self._writing:
+            return self.writer.decode([token], clean_up_tokenization_spaces=False)
 
 
 class Growing:
