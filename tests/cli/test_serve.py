@@ -67,7 +67,7 @@ def test_what_is_given_reaches_the_function(monkeypatch: pytest.MonkeyPatch) -> 
     )
     assert (call["max_batch"], call["queue"], call["max_tokens"], call["variant_memory"]) == (4, 5, 6, "1GB")
     assert (call["pin"], call["dtype"], call["device"], call["max_body"]) == (("a", "b"), "float32", "cuda", "2MiB")
-    assert (call["refresh"], call["grace"], call["cache"]) == (1.0, 2.0, None)
+    assert (call["refresh"], call["grace"], call["cache"], call["store_cache"]) == (1.0, 2.0, "full", None)
 
 
 def test_the_key_may_come_from_the_environment(

@@ -221,8 +221,8 @@ def test_files_that_go_while_they_are_listed(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a").touch()
     original = os.walk
 
-    def walk(top: Path) -> Iterator[Any]:
-        for folder, folders, names in original(top):
+    def walk(top: Path, **how: Any) -> Iterator[Any]:
+        for folder, folders, names in original(top, **how):
             yield folder, folders, [*names, "gone"]
 
     monkeypatch.setattr(os, "walk", walk)
