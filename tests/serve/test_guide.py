@@ -71,7 +71,9 @@ def test_the_guide_works_when_pasted(tmp_path: Path) -> None:
     said = "".join(ran)
     assert '"text_completion"' in said
     assert "2 vectors of 32" in said
-    assert 'kinfold_tokens_total{kind="answer",model="movie"} 16.0' in ran[-1]
+    told = re.search(r'kinfold_tokens_total{kind="answer",model="movie"} ([\d.]+)', ran[-1])
+    assert told is not None
+    assert 8 < float(told[1]) <= 16  # 8 greedy ones, and a drawn answer that may end early
     assert asked.call_args.args == ("variants",)
 
 
