@@ -52,6 +52,17 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/lm.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/family.py
+	$(BIN)/python benchmarks/unfold.py
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/serve_whole.py
+	$(BIN)/python benchmarks/kv_lowrank.py
+	$(BIN)/python benchmarks/kv_retrieval.py
+	$(BIN)/python benchmarks/outliers_tables.py
+	$(BIN)/python benchmarks/outliers_digits.py
+	$(BIN)/python benchmarks/outliers_requests.py
+	$(BIN)/python benchmarks/influence.py
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) kinfold-demo
