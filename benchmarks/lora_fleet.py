@@ -83,7 +83,8 @@ def build(task: str, start: str) -> dict[str, Any]:
     state = {"head.weight": head.weight.detach(), "head.bias": head.bias.detach()}
     save_file(state, folder / "head" / "model.safetensors")
     test, merged = sample_test_rows(rows), folder / "merged"
-    kinfold.merge(base, {task: folder / task}, merged, method="task_arithmetic", overwrite=True, dominance="off")
+    one = {task: folder / task}
+    kinfold.merge(base, one, merged, method="task_arithmetic", scale=1.0, overwrite=True, dominance="off")
     record = {
         "task": task,
         "start": start,

@@ -208,6 +208,24 @@ def test_an_outlier_of_a_thousand_sigma(bits: int) -> None:
     assert float(restored[13, 57]) == pytest.approx(10.0, rel=0.05) if bits == 20_000 else 0 < restored[13, 57] < 10
 
 
+def test_steering_codes_the_target_at_the_scale_of_the_delta() -> None:
+    delta, other = gauss(40, 77), gauss(40, 77, seed=1)
+    payload = FOLD.encode(delta, budget_bits=8 * 120)
+    towards = FOLD.steer(payload, delta, delta + 0.5 * other)
+    decoded = FOLD.decode(towards, (40, 77)).double()
+    assert len(towards.data) == len(payload.data)
+    assert float((decoded * other).sum()) > float((FOLD.decode(payload, (40, 77)).double() * other).sum())
+    rate = 12 * payload.params["g"] / delta.numel()
+    assert float((decoded * delta).sum()) == pytest.approx(energy(delta) * rate / (rate + 0.0015), rel=0.01)
+    assert FOLD.steer(payload, delta, delta).data[4:] == payload.data[4:]
+
+
+def test_dithered_steps_are_not_steered() -> None:
+    delta = gauss(40, 77)
+    payload = FOLD.encode(delta, budget_bits=2 * delta.numel())
+    assert FOLD.steer(payload, delta, -delta) is payload
+
+
 def test_importance_is_ignored() -> None:
     delta = gauss(30, 40)
     plain, weighed = (FOLD.encode(delta, budget_bits=2_000, importance=i) for i in (None, importance((30, 40))))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import kinfold
 from kinfold.errors import BudgetError
+from kinfold.pack.steer import PASSES, Bench
 from models import Pair, save
 
 BUDGET = 2600  # bytes, of which the manifest takes 1900
@@ -62,6 +63,26 @@ def test_rows_bring_the_answers_nearer(bert_pair: Pair, tmp_path: Path) -> None:
     before, after = (np.square(features(d, some) - wanted).sum() for d in (plain, guided))
     assert after < 0.75 * before
     assert (tmp_path / "guided").stat().st_size <= BUDGET
+
+
+def test_unseen_rows_gain_too(bert_pair: Pair, tmp_path: Path) -> None:
+    some = rows(128, 60)
+    plain = restored(bert_pair, tmp_path / "plain", budget=BUDGET)
+    guided = restored(bert_pair, tmp_path / "guided", budget=BUDGET, calibration=kinfold.Calibration(some[:96]))
+    wanted = features(bert_pair.variant, some[96:])
+    before, after = (np.square(features(d, some[96:]) - wanted).sum() for d in (plain, guided))
+    assert after < 0.9 * before
+
+
+def test_fine_codes_are_tried_once(bert_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dithered steps have no second-best codeword to choose: no further gradient is taken."""
+    taken = []
+    gradients = Bench._differentiate
+    monkeypatch.setattr(Bench, "_differentiate", lambda self, *given: taken.append(1) or gradients(self, *given))
+    for budget in ("1/2", BUDGET):
+        some = kinfold.Calibration(rows(2, 60))
+        kinfold.pack(*bert_pair, tmp_path / "pack", budget=budget, calibration=some, overwrite=True)
+    assert len(taken) == 1 + PASSES
 
 
 def test_same_bytes_twice_and_labels_do_not_matter(llama_pair: Pair, tmp_path: Path) -> None:

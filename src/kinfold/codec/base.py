@@ -135,18 +135,13 @@ class Codec(ABC):
         """
         return None
 
-    def steer(
-        self, payload: Payload, delta: torch.Tensor, gradient: torch.Tensor, *, push: float, share: float, turn: int
-    ) -> Payload:
-        """Code a random `share` of `delta` again, a little against `gradient`; the payload's size stays.
+    def steer(self, payload: Payload, delta: torch.Tensor, target: torch.Tensor) -> Payload:
+        """Choose the code of `delta` again, for a target near it; the payload's size stays.
 
         Args:
             payload: of `delta`, from `encode` or an earlier `steer`.
-            delta: as it was given to `encode`.
-            gradient: of the loss at base + decoded delta, in the delta's shape.
-            push: how far against the gradient, in units of the delta's norm.
-            share: of the code that may change, 0 to 1.
-            turn: number of the call; draws another share.
+            delta: as it was given to `encode`; sets the scale.
+            target: in the delta's shape.
         """
         return payload
 

@@ -86,28 +86,16 @@ class Fold(Codec):
         rate = INDEX_BITS * count / entries
         return energy / product * rate / (rate + self.config.shrink) if product > 0 else 0.0
 
-    def steer(
-        self, payload: Payload, delta: torch.Tensor, gradient: torch.Tensor, *, push: float, share: float, turn: int
-    ) -> Payload:
-        """Choose a random `share` of the codewords again, for the delta moved `push` against `gradient`.
-
-        What the codewords are chosen for moves by `push` times its own mean norm; many codewords are nearly
-        as good as the best, and among those the loss falls most with the ones that this finds.
-        """
+    def steer(self, payload: Payload, delta: torch.Tensor, target: torch.Tensor) -> Payload:
+        """Choose every codeword again, for `target`; the amplitude stays the one that suits `delta`."""
         if "g" not in payload.params:
             return payload
-        matrix, slope = (t.float().reshape(_sides(tuple(delta.shape))) for t in (delta, gradient))
+        matrix, wanted = (t.float().reshape(_sides(tuple(delta.shape))) for t in (delta, target))
         (rows, columns), count = matrix.shape, payload.params["g"]
         live, data = _split(payload, rows)
         words = _words(payload.seed, live, rows, columns)
-        vectors, push_along = (_grouped(t, live, words, count) for t in (matrix, slope))
-        _, index = _read_codebook(data, count, live.size * columns)
-        first = -(-(rows + columns) // 4) * 4 + turn * -(-count // 4) * 4
-        chosen = torch.nonzero(uniform_bits(payload.seed, first, count) < share * 2**32)[:, 0]
-        length = float(push_along.norm(dim=0).mean())
-        if chosen.numel() and length > 0:
-            scale = push * float(vectors.norm(dim=0).mean()) / length
-            index[chosen] = choose(vectors[:, chosen] - scale * push_along[:, chosen])[0]
+        index, _ = choose(_grouped(wanted, live, words, count))
+        vectors = _grouped(matrix, live, words, count)
         product = float((expand(index, len(vectors)) * vectors).sum(dtype=torch.float64))
         amplitude = self._amplitude(squared_norm(matrix), product, count, live.size * columns)
         places = payload.data[: len(payload.data) - len(data)]

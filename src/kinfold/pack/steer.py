@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from kinfold.codec import Codec, Payload, tensor_seed
+from kinfold.codec.random import uniform_bits
 from kinfold.codec.threads import ordered_map
 from kinfold.errors import CheckpointError
 from kinfold.pack.place import Place
@@ -17,10 +20,9 @@ from kinfold.report.progress import progress
 from kinfold.tasks import Task, divergence
 
 Steered = tuple[tuple[Codec, Place], Payload, torch.Tensor]
-TURNS = 16  # tries in all
-_PUSH = 0.1  # of the delta's norm at first; less after every try that did not help
-_SLOWER = 0.6
-_SHARE = 0.15  # of the code that may change at once: a larger step overshoots
+TURNS, ROWS = 48, 32  # at most so many turns, each on so many rows
+PASSES = 6  # over the rows: with few of them, more would fit the answers to these alone
+STEP = 0.02  # of the delta's norm in the first turn, falling evenly to none
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Bench:
     def steered(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs with payloads that make the model diverge less from the variant on the calibration rows.
 
-        Every turn takes the gradient of the mean divergence, lets the codec choose a share of its code again a
-        little against it, and keeps the result if the divergence fell.
+        As in training with quantised weights: every turn moves each target, at first the delta itself, against the
+        gradient of some rows' divergence at the coded model, and lets the codec choose its code again for the
+        target. Targets keep what earlier turns said, so that a code changes when many gradients agree on it.
         """
         places = {number: item for number, item in self._places(jobs).items() if item[0].steers}
         if not places:
@@ -55,32 +58,46 @@ class Bench:
         for _, place in places.values():
             for parameter in place.parameters:
                 parameter.requires_grad_(True)
-        payloads = self._encoded(jobs, places)
-        push, (loss, gradients) = _PUSH, self._measured(places, payloads)
-        with progress("calibrate", TURNS) as advance:
-            for turn in range(TURNS):
+        first = payloads = self._encoded(jobs, places)
+        targets = [self.sources.delta(place.draft.pieces).float() for _, place in places.values()]
+        turns = list(self._turns())
+        with progress("calibrate", len(turns)) as advance:
+            for turn, rows in enumerate(turns):
+                self._differentiate(places, payloads, rows)
+                step = STEP * (1 - turn / len(turns))
 
-                def chosen_again(item: Steered, push: float = push, turn: int = turn) -> Payload:
-                    (codec, place), payload, gradient = item
-                    delta = self.sources.delta(place.draft.pieces)
-                    return codec.steer(payload, delta, gradient, push=push, share=_SHARE, turn=turn)
+                def chosen_again(item: Steered, step: float = step) -> Payload:
+                    (codec, place), payload, target = item
+                    delta, gradient = self.sources.delta(place.draft.pieces).float(), place.gradient()
+                    if (length := float(gradient.norm())) > 0:
+                        target.sub_(gradient, alpha=step * float(delta.norm()) / length)
+                    return codec.steer(payload, delta, target)
 
-                tried = list(ordered_map(chosen_again, zip(places.values(), payloads, gradients, strict=True)))
-                found, slope = self._measured(places, tried)
-                if found < loss:
-                    loss, gradients, payloads = found, slope, tried
-                else:
-                    push *= _SLOWER
+                items = zip(places.values(), payloads, targets, strict=True)
+                before, payloads = payloads, list(ordered_map(chosen_again, items, values=_entries))
                 advance(1)
+                if all(map(operator.is_, before, payloads)):  # codes so fine that there is nothing to choose
+                    break
+        if self._mean(places, payloads) >= self._mean(places, first):
+            return list(jobs)
         ready = dict(zip(places, payloads, strict=True))
         return [replace(job, ready=ready.get(number, job.ready)) for number, job in enumerate(jobs)]
+
+    def _turns(self) -> Iterator[np.ndarray]:
+        """Numbers of the rows of each turn: an order of all rows drawn anew when it is used up."""
+        count = sum(map(len, self.batches))
+        size, order = min(ROWS, count), np.empty(0, np.int64)
+        for turn in range(min(TURNS, -(-PASSES * count // size))):
+            if len(order) < size:
+                order = np.argsort(uniform_bits(tensor_seed(self.seed, f"rows of turn {turn}"), 0, count).numpy())
+            yield order[:size]
+            order = order[size:]
 
     @torch.no_grad()
     def divergence(self, jobs: Sequence[Job], *, bare: bool = False) -> float:
         """Mean divergence from the variant, nats: of the coded model, or of the base alone at the jobs' tensors."""
         places = self._places(jobs)
-        self._put(places, [None] * len(places) if bare else self._encoded(jobs, places))
-        return sum(float(loss) for loss in self._losses())
+        return self._mean(places, [None] * len(places) if bare else self._encoded(jobs, places))
 
     def _places(self, jobs: Sequence[Job]) -> dict[int, tuple[Codec, Place]]:
         """By number: the deltas that are coded with loss and whose tensors are parameters of the model."""
@@ -106,20 +123,31 @@ class Bench:
         for (codec, place), payload in zip(places.values(), payloads, strict=True):
             place.put(self.sources, None if payload is None else codec.decode(payload, place.draft.shape))
 
-    def _measured(
-        self, places: dict[int, tuple[Codec, Place]], payloads: Sequence[Payload]
-    ) -> tuple[float, list[torch.Tensor]]:
-        """Mean divergence with these payloads, nats, and its gradient by each delta."""
+    @torch.no_grad()
+    def _mean(self, places: dict[int, tuple[Codec, Place]], payloads: Sequence[Payload | None]) -> float:
+        """Mean divergence over all rows with these payloads, nats."""
+        self._put(places, payloads)
+        return sum(float(loss) for loss in self._losses(np.arange(sum(map(len, self.batches)))))
+
+    def _differentiate(
+        self, places: dict[int, tuple[Codec, Place]], payloads: Sequence[Payload], rows: np.ndarray
+    ) -> None:
+        """Leave the gradient of these rows' mean divergence at the parameters."""
         self._put(places, payloads)
         self.task.model.zero_grad(set_to_none=True)
-        total = 0.0
-        for loss in self._losses():
+        for loss in self._losses(rows):
             loss.backward()
-            total += float(loss.detach())
-        return total, [place.gradient() for _, place in places.values()]
 
-    def _losses(self) -> Iterator[torch.Tensor]:
-        """Parts of the mean divergence over the rows, a batch each."""
-        rows = sum(len(ids) for ids in self.batches)
+    def _losses(self, rows: np.ndarray) -> Iterator[torch.Tensor]:
+        """Parts of the mean divergence over some rows, a batch each."""
+        start = 0
         for ids, target in zip(self.batches, self.wanted, strict=True):
-            yield divergence(target, self.task.outputs(ids), self.task.has_logits) * (len(ids) / rows)
+            here = torch.from_numpy(np.sort(rows[(rows >= start) & (rows < start + len(ids))] - start))
+            start += len(ids)
+            if len(here):
+                outputs = self.task.outputs(ids[here])
+                yield divergence(target[here], outputs, self.task.has_logits) * (len(here) / len(rows))
+
+
+def _entries(item: Steered) -> int:
+    return item[0][1].draft.numel
