@@ -137,14 +137,9 @@ def curation_regime(
     Raises:
         SimulationError: an argument is out of its range.
     """
-    found = checked_rewards(owner, public)
-    places = checked_support(support, len(found[0]))
-    own, other = (cooled(n, r, 1.0)[places] for n, r in zip(("owner", "public"), found, strict=True))
-    pools = checked_pool("owner_pool", owner_pool), checked_pool("public_pool", public_pool)
-    checked_choice("schedule", schedule, SCHEDULES)
-    how = rules(own, other, pools, schedule, checked_share("mixture", mixture))
+    how, places = _checked_rules(owner, public, (owner_pool, public_pool), schedule, mixture, support)
     checked_positive("tolerance", tolerance)
-
+    own, other = how.owner, how.public
     best_own, best_other = own >= own.max() - tolerance, other >= other.max() - tolerance
     both = best_own & best_other
     regime = "perfect" if (best_own == best_other).all() else "partial" if both.any() else "disjoint"
@@ -182,15 +177,27 @@ def invasion(
 
     Arguments and errors are those of `curation_regime`.
     """
-    found = checked_rewards(owner, public)
-    own, other = (cooled(name, reward, 1.0) for name, reward in zip(("owner", "public"), found, strict=True))
-    pools = checked_pool("owner_pool", owner_pool), checked_pool("public_pool", public_pool)
-    checked_choice("schedule", schedule, SCHEDULES)
-    how = rules(own, other, pools, schedule, checked_share("mixture", mixture))
-    every = np.arange(len(own))
+    how, every = _checked_rules(owner, public, (owner_pool, public_pool), schedule, mixture, None)
     grown = how.growth(every[:, None], every[None, :])
     np.fill_diagonal(grown, 0.0)  # it is 0 up to rounding only, which would look like an invasion
     return grown
+
+
+def _checked_rules(
+    owner: ArrayLike,
+    public: ArrayLike,
+    pools: tuple[float, float],
+    schedule: str,
+    mixture: float,
+    support: ArrayLike | None,
+) -> tuple[Rules, NDArray]:
+    """The rules among the states that have any mass, and the places of these."""
+    found = checked_rewards(owner, public)
+    places = checked_support(support, len(found[0]))
+    own, other = (cooled(n, r, 1.0)[places] for n, r in zip(("owner", "public"), found, strict=True))
+    checked = checked_pool("owner_pool", pools[0]), checked_pool("public_pool", pools[1])
+    checked_choice("schedule", schedule, SCHEDULES)
+    return rules(own, other, checked, schedule, checked_share("mixture", mixture)), places
 
 
 def _stable(how: Rules, tolerance: float) -> list[NDArray]:
