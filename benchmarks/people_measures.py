@@ -12,8 +12,9 @@ import torch
 from kinfold.forget.config import ForgetConfig
 from kinfold.forget.measure import ks_test, membership_auc
 from kinfold.forget.models import Material, relearn_steps, truth_ratios
-from kinfold.forget.rows import Tokens, read
+from kinfold.forget.rows import read
 from kinfold.forget.subject import Facts, Subject
+from kinfold.forget.tokens import Tokens
 from kinfold.tasks import Row
 from people import People, own_wording, second_wording
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from worlds import CONFIG, Forgotten, World, contents, make
+from worlds import CONFIG, Forgotten, World, contents, make, save_tokenizer
 
 from kinfold.forget import forget
 from kinfold.forget import run as running
+from kinfold.tasks import tokenizer_of
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,10 @@ def forgotten(world: World, tmp_path_factory: pytest.TempPathFactory) -> Forgott
         patch.setattr(running, "_train", lambda *given: kept.append(train(*given)) or kept[0])
         report = forget(world.base, world.variant, out=out, config=CONFIG, **rows)
     return Forgotten(out, report, before, kept[0])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("words")
+    save_tokenizer(folder, ["[PAD]", "[UNK]", *"abcdefgh"])
+    return tokenizer_of(folder)

@@ -13,8 +13,8 @@ from worlds import pooled
 from kinfold.errors import ForgetOptionError, MissingExtraError
 from kinfold.forget.adapter import attached, candidates
 from kinfold.forget.config import ForgetConfig
-from kinfold.forget.rows import Tokens
 from kinfold.forget.subject import Subject
+from kinfold.forget.tokens import Tokens
 from models import Pair, bert, llama
 
 BATCH = [Tokens((5, 9, 3, 40), label=1), Tokens((8, 1, 2), label=0)]

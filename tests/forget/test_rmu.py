@@ -13,8 +13,8 @@ from kinfold.forget import ForgetConfig, forget
 from kinfold.forget.adapter import attached
 from kinfold.forget.problem import Batch, Problem
 from kinfold.forget.rmu import rmu
-from kinfold.forget.rows import Tokens
 from kinfold.forget.subject import Subject
+from kinfold.forget.tokens import Tokens
 from models import Pair, llama
 
 ROWS = [Tokens((5, 9, 3, 40, 7)), Tokens((8, 1)), Tokens((4, 17, 30))]

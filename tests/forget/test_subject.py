@@ -17,8 +17,8 @@ from kinfold.errors import CheckpointError, ForgetError, ForgetOptionError, Wron
 from kinfold.forget import directions
 from kinfold.forget.adapter import attached
 from kinfold.forget.config import ForgetConfig
-from kinfold.forget.rows import Tokens
 from kinfold.forget.subject import Subject, check_second_derivatives, directory_of
+from kinfold.forget.tokens import Tokens
 from kinfold.pack.manifest import Piece
 from models import Pair, bert, llama
 

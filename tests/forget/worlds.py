@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kinfold.forget import ForgetConfig, ForgetReport
+from kinfold.forget.rows import Given, read
+from kinfold.forget.tokens import Reader
 from models import llama
 
 Row = dict[str, Any]
@@ -124,3 +126,12 @@ class Forgotten(NamedTuple):
 def contents(*folders: Path) -> dict[str, bytes]:
     """Every file below some folders."""
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def given(*rows: dict[str, Any]) -> list[Given]:
+    return read(list(rows), "forget")
+
+
+def reader(tokenizer: Any, kind: str = "causal-lm", **changes: Any) -> Reader:
+    settings = {"classes": 3, "vocabulary": 10, "context": 8, "cut": None} | changes
+    return Reader(tokenizer, kind, **settings)

@@ -15,8 +15,8 @@ from torch import nn
 from kinfold.codec.lowrank import Pair
 from kinfold.errors import ForgetOptionError, MissingExtraError
 from kinfold.forget.config import ForgetConfig
-from kinfold.forget.rows import Tokens
 from kinfold.forget.subject import Subject
+from kinfold.forget.tokens import Tokens
 
 NAMED = 12  # candidates that an error lists
 

@@ -14,9 +14,9 @@ from kinfold.errors import ForgetOptionError, ForgetRowsError, OutputError
 from kinfold.forget.config import ForgetConfig
 from kinfold.forget.models import Material
 from kinfold.forget.rivals import RIVALS
-from kinfold.forget.rows import Reader
 from kinfold.forget.subject import Subject
 from kinfold.forget.targets import Targets
+from kinfold.forget.tokens import Reader
 from kinfold.pack.member import stem
 from kinfold.pack.write import recipe
 

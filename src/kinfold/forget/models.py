@@ -11,9 +11,10 @@ import torch
 from kinfold.forget.config import ForgetConfig
 from kinfold.forget.measure import membership_auc, truth_ratio
 from kinfold.forget.report import Measures, Side
-from kinfold.forget.rows import Given, Reader, Tokens
+from kinfold.forget.rows import Given
 from kinfold.forget.subject import Facts, Subject
 from kinfold.forget.targets import Targets, gap
+from kinfold.forget.tokens import Reader, Tokens
 
 RELEARN_RATE = 1e-3  # of AdamW
 RELEARNED = 0.9  # of the start accuracy

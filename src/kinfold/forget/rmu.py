@@ -15,8 +15,8 @@ from kinfold.forget.adapter import Adapter
 from kinfold.forget.config import ForgetConfig
 from kinfold.forget.problem import Batch
 from kinfold.forget.rivals import Rival
-from kinfold.forget.rows import Tokens
 from kinfold.forget.subject import Subject
+from kinfold.forget.tokens import Tokens
 
 
 def rmu(

@@ -1,4 +1,4 @@
-"""Rows to forget, to keep and to compare with: read, checked for overlap, and turned into tokens.
+"""Rows to forget, to keep and to compare with: read, and checked for overlap.
 
 A row is `{"text", "label"}` for a classifier, `{"prompt", "completion"}` (or `question` and `answer`) or `{"text"}`
 for a causal LM; `input_ids` may stand for `text`. `perturbed` (a list) and `paraphrase` serve the truth ratio, and
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -19,7 +18,7 @@ from blake3 import blake3
 from kinfold.errors import ForgetRowsError
 from kinfold.forget.targets import LEAST_UNSEEN
 from kinfold.pack.member import PathLike
-from kinfold.tasks import Row, is_encodable, json_lines
+from kinfold.tasks import Row, json_lines
 
 Rows = PathLike | Sequence[Row]
 GRAM = 13  # words of a run that two rows may share by chance rarely
@@ -135,137 +134,3 @@ def _grams(words: list[str]) -> set[int]:
     if not words:
         return set()
     return {hash(tuple(words[start : start + GRAM])) for start in range(max(1, len(words) - GRAM + 1))}
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A row as the model reads it: the loss is over tokens from `first` on, or of `label`; `group` is its kind."""
-
-    ids: tuple[int, ...]
-    first: int = 1
-    label: int | None = None
-    group: str = ""
-
-    @property
-    def counted(self) -> int:
-        """Tokens that the loss is a mean of."""
-        return len(self.ids) - self.first if self.label is None else 1
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Turns rows into tokens.
-
-    Attributes:
-        tokenizer: None where the model's directory has none.
-        kind: the task.
-        classes: of a classifier.
-        vocabulary: tokens that the model knows.
-        context: tokens that it reads at once; None where nothing bounds them.
-        cut: longer rows are cut to this many tokens, as when the variant was trained; None refuses them.
-    """
-
-    tokenizer: Any
-    kind: str
-    classes: int
-    vocabulary: int
-    context: int | None
-    cut: int | None = None
-
-    def tokens(self, rows: Iterable[Given]) -> list[Tokens]:
-        """Tokens of every row.
-
-        Raises:
-            ForgetRowsError: a field is missing, a label is not the model's, or a row is too long; the row is named.
-        """
-        return [replace(self._row(one), group=str(one.row.get("group", ""))) for one in rows]
-
-    def variants(self, one: Given) -> tuple[Tokens, list[Tokens]] | None:
-        """The paraphrased (or own) answer of a causal LM's row and its perturbed ones; None where it has none.
-
-        Raises:
-            ForgetRowsError: they are not texts, or do not fit the model as a row does.
-        """
-        perturbed = one.row.get("perturbed")
-        if self.kind != "causal-lm" or not perturbed or one.prompt is None:
-            return None
-        right = one.row.get("paraphrase") or one.completion
-        listed = isinstance(perturbed, list) and all(isinstance(text, str) for text in perturbed)
-        if not listed or not isinstance(right, str):
-            raise ForgetRowsError(f"{one.place}: `perturbed` is a list of answers, and `paraphrase` one answer")
-        named = replace(one, place=f"a perturbed or paraphrased answer of {one.place}")
-        first, *wrong = [self._checked(self._answer(named, text), named) for text in (right, *perturbed)]
-        return first, wrong
-
-    def _row(self, one: Given) -> Tokens:
-        if self.kind == "causal-lm":
-            found = self._language(one)
-        else:
-            label = one.row.get("label")
-            if type(label) is not int or not 0 <= label < self.classes:
-                raise ForgetRowsError(
-                    f"{one.place} has label {label!r}; the variant knows 0 to {self.classes - 1}",
-                    hint=EXPECTED[self.kind],
-                )
-            found = Tokens(self._whole(one), label=label)
-        return self._checked(found, one)
-
-    def _language(self, one: Given) -> Tokens:
-        if one.prompt is None and one.completion is None:
-            return Tokens(self._whole(one))
-        if not isinstance(one.prompt, str) or not isinstance(one.completion, str):
-            raise self._missing(one)
-        return self._answer(one, one.completion)
-
-    def _answer(self, one: Given, text: str) -> Tokens:
-        """Prompt and answer are tokenised apart, so that the answer begins at a token."""
-        prompt = self._encode(one.prompt or "", one)
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        if len(prompt) > 1 and prompt[-1] == end:
-            own = self._encode(one.prompt or "", one, special=False)
-            if prompt[len(prompt) - 1 - len(own) : -1] == own:  # the end was added, and is not the prompt's own
-                prompt = prompt[:-1]
-        answer = self._encode(text, one, special=False)
-        if not answer:
-            raise ForgetRowsError(f"{one.place} has no tokens to predict", hint=EXPECTED[self.kind])
-        return Tokens((*prompt, *answer), max(1, len(prompt)))
-
-    def _whole(self, one: Given) -> tuple[int, ...]:
-        ids, text = one.row.get("input_ids"), one.row.get("text")
-        if isinstance(text, str):
-            return tuple(self._encode(text, one, most=self.cut))
-        if isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids):
-            return tuple(ids)
-        raise self._missing(one)
-
-    def _encode(self, text: str, one: Given, *, special: bool = True, most: int | None = None) -> list[int]:
-        """Token ids, at most `most` of them; what is cut off is the text's, not a closing special token."""
-        if self.tokenizer is None:
-            raise ForgetRowsError(
-                f"{one.place} is text, but the variant's directory has no tokenizer",
-                hint="add the tokenizer's files, or give rows of `input_ids`",
-            )
-        if not is_encodable(text):
-            raise ForgetRowsError(f"{one.place} has half of a surrogate pair, which is no character")
-        cut = {} if most is None else {"truncation": True, "max_length": most}
-        return self.tokenizer(text, add_special_tokens=special, verbose=False, **cut)["input_ids"]
-
-    def _checked(self, found: Tokens, one: Given) -> Tokens:
-        if self.cut is not None and len(found.ids) > self.cut:
-            found = Tokens(found.ids[: self.cut], found.first, found.label)
-        if self.context is not None and len(found.ids) > self.context:
-            raise ForgetRowsError(
-                f"{one.place} has {len(found.ids)} tokens; the variant reads {self.context} at once",
-                hint="cut the row, or pass --max-tokens as the variant was trained",
-            )
-        if len(found.ids) <= (found.first if self.kind == "causal-lm" else 0):
-            raise ForgetRowsError(f"{one.place} has no tokens to predict", hint=EXPECTED[self.kind])
-        if max(found.ids) >= self.vocabulary:
-            raise ForgetRowsError(
-                f"{one.place} has token {max(found.ids)}; the variant knows those below {self.vocabulary}",
-                hint="make `input_ids` with the tokenizer of this model",
-            )
-        return found
-
-    def _missing(self, one: Given) -> ForgetRowsError:
-        return ForgetRowsError(f"{one.place} lacks what a {self.kind} reads", hint=EXPECTED[self.kind])

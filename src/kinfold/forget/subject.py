@@ -20,7 +20,7 @@ from kinfold.checkpoint.adapter import is_adapter
 from kinfold.errors import CheckpointError, ForgetError, ForgetOptionError
 from kinfold.forget.config import ForgetConfig
 from kinfold.forget.measure import least_likely
-from kinfold.forget.rows import Reader, Tokens
+from kinfold.forget.tokens import Reader, Tokens
 from kinfold.pack.manifest import Piece
 from kinfold.pack.member import Base, PathLike, stem
 from kinfold.pack.members import materialise, open_member
