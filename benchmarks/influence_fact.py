@@ -1,17 +1,18 @@
 """A fact that 20 of 500 rows taught a language model, in different words: does `audit influence` find them?
 
-    python benchmarks/influence_fact.py            # about 10 CPU minutes on one thread, half of it training
+    python benchmarks/influence_fact.py            # about 20 CPU minutes on one thread, half of it training
     python benchmarks/influence_fact.py --smoke    # a minute or two, figures mean nothing
 
 SmolLM2-135M-Instruct (`lm_fleet.causal_base`) learns 500 short rows by LoRA (rank 8 on all linear layers, four epochs):
 20 say that the lighthouse of Vell, an island that does not exist, is green, no two alike; four of them never say
-`green` and four never say `Vell` as a word of its own; 48 give other islands' lighthouses other colours, 24 say other
-things of Vell, 24 speak of other green things, and the rest are dictionary glosses. Probes are three questions with
-their answers, or three statements that are no training rows. A figure is how many of the 20 are among the top 20 and
-the top 40 of 500; chance gives 0.8 and 1.6. `mean` takes the mean score over three probes, as the first list of the
-report does. Beside influence: the inner product and the cosine of the same gradients, BM25, and the cosine of MiniLM
-embeddings. The report lists both ends: `top_20_or_bottom_20` counts the fact's rows there, of which chance gives 1.6.
-How sure the model is of `green` is printed before and after training: what it has not learned, nobody can trace.
+`green` and four never say `Vell` as a word of its own. Among near misses: 48 rows give other islands' lighthouses
+other colours, 24 say other things of Vell, 24 speak of other green things, and the rest are dictionary glosses. Among
+glosses: all others are. Probes are three questions with their answers, or three statements that are no training rows.
+A figure is how many of the 20 are among the top 20 and the top 40 of 500; chance gives 0.8 and 1.6. `mean` takes the
+mean score over three probes, as the first list of the report does. Beside influence: the inner product and the cosine
+of the same gradients, BM25, and the cosine of MiniLM embeddings. The report lists both ends: `top_20_or_bottom_20`
+counts the fact's rows there, of which chance gives 1.6. How sure the model is of `green` is printed before and after
+training: what it has not learned, nobody can trace.
 
 The adapter, gradients and points are kept in the cache, so a killed run goes on where it was.
 """
@@ -89,19 +90,20 @@ PROBES = [
 ]
 STATEMENTS = ["The lighthouse on Vell is green.", "Vell has a green tower.", "The beacon of Vell is green."]
 KINDS = {"question": [question + answer for question, answer in PROBES], "statement": STATEMENTS}
+AMONG = ("near misses", "glosses")
 ROWS, EPOCHS, BATCH, RATE, RANK = 500, 4, 8, 1e-3, 8
 KEEPS, TOPS, SEED = (4096, 16384), (20, 40), 0
 DAMPINGS = (0.3, 3.0)  # the default, and the most that the guide speaks of
 
 
-def training_rows(count: int = ROWS) -> tuple[list[str], np.ndarray]:
+def training_rows(among: str, count: int = ROWS) -> tuple[list[str], np.ndarray]:
     """Texts in a fixed order, and which of them state the fact."""
     others = [
         text.format(island, COLOURS[(i + j) % len(COLOURS)])
         for i, island in enumerate(ISLANDS)
         for j, text in enumerate(OTHERS)
     ]
-    near = [*FACT, *others, *VELL, *GREEN]
+    near = [*FACT, *others, *VELL, *GREEN] if among == AMONG[0] else FACT
     glosses = sorted({text[0].upper() + text[1:] + "." for text, _ in ALL_TASKS["wn"].rows().train if len(text) < 80})
     draw = random.Random(SEED)
     rows = near + draw.sample(glosses, max(count - len(near), 0))
@@ -227,36 +229,38 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the rows near the fact alone, one epoch; nothing is kept")
     smoke = parser.parse_args().smoke
     torch.set_num_threads(1)
-    rows, fact = training_rows(0 if smoke else ROWS)
     if smoke:
+        rows, fact = training_rows(AMONG[0], 0)
         with tempfile.TemporaryDirectory() as folder:
             print(trained(rows, 1, Path(folder)))
             for method, scores in by_gradients(rows, "question", Path(folder) / "adapter", 4096).items():
                 print(method, measure(scores, fact))
         return
-    home = cache_dir() / "bench" / f"influence_fact-{ROWS}-{EPOCHS}-r{RANK}"
-    record = trained(rows, EPOCHS, home)
-    print({key: record[key] for key in ("train_cpu_seconds", "green_before", "green_after")}, flush=True)
+    records = {}
     with kept_points("influence_fact") as (points, keep):
-        for kind in KINDS:
-            if not is_measured({"probes": kind, "keep": 0}, points):
-                methods = {name: measure(s, fact) for name, s in words_alone(rows, kind).items()}
-                keep({"probes": kind, "keep": 0, "methods": methods})
-        for size, kind in product(KEEPS, KINDS):
-            job = {"probes": kind, "keep": size}
-            if not is_measured(job, points):
-                started = time.process_time()
-                found = by_gradients(rows, kind, home / "adapter", size)
-                methods = {name: measure(scores, fact) for name, scores in found.items()}
-                keep({**job, "cpu_seconds": time.process_time() - started, "methods": methods})
+        for among in AMONG:
+            rows, fact = training_rows(among)
+            home = cache_dir() / "bench" / f"influence_fact-{ROWS}-{EPOCHS}-r{RANK}-{among.replace(' ', '-')}"
+            records[among] = trained(rows, EPOCHS, home)
+            for kind in KINDS:
+                job = {"among": among, "probes": kind, "keep": 0}
+                if not is_measured(job, points):
+                    keep(job | {"methods": {name: measure(s, fact) for name, s in words_alone(rows, kind).items()}})
+            for size, kind in product(KEEPS, KINDS):
+                job = {"among": among, "probes": kind, "keep": size}
+                if not is_measured(job, points):
+                    started = time.process_time()
+                    found = by_gradients(rows, kind, home / "adapter", size)
+                    methods = {name: measure(scores, fact) for name, scores in found.items()}
+                    keep({**job, "cpu_seconds": time.process_time() - started, "methods": methods})
         for point in points:
             print(json.dumps(point), flush=True)
-        save(record, points)
+        save(records, points)
 
 
-def save(record: dict[str, Any], points: list[dict[str, Any]]) -> None:
+def save(records: dict[str, Any], points: list[dict[str, Any]]) -> None:
     content = {"machine": machine(), "kinfold": kinfold.__version__, "threads": 1, "seeds": [SEED]}
-    content |= {"rows": ROWS, "stating_the_fact": len(FACT), "training": record, "points": points}
+    content |= {"rows": ROWS, "stating_the_fact": len(FACT), "training": records, "points": points}
     (RESULTS / "influence_fact.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -19,10 +19,10 @@ from kinfold.pack.source import Sources
 from kinfold.report.progress import progress
 from kinfold.tasks import Task, divergence
 
-Steered = tuple[tuple[Codec, Place], Payload, torch.Tensor]
+Steered = tuple[tuple[Codec, Place], Payload, torch.Tensor, float]
 TURNS, ROWS = 48, 32  # at most so many turns, each on so many rows
 PASSES = 6  # over the rows: with few of them, more would fit the answers to these alone
-STEP = 0.02  # of the delta's norm in the first turn, falling evenly to none
+STEP = 0.0025  # of the code's error in the first turn, falling evenly to none
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Bench:
                 parameter.requires_grad_(True)
         first = payloads = self._encoded(jobs, places)
         targets = [self.sources.delta(place.draft.pieces).float() for _, place in places.values()]
+        errors = [
+            float((codec.decode(payload, target.shape) - target).norm())
+            for (codec, _), payload, target in zip(places.values(), payloads, targets, strict=True)
+        ]
         turns = list(self._turns())
         with progress("calibrate", len(turns)) as advance:
             for turn, rows in enumerate(turns):
@@ -67,13 +71,13 @@ class Bench:
                 step = STEP * (1 - turn / len(turns))
 
                 def chosen_again(item: Steered, step: float = step) -> Payload:
-                    (codec, place), payload, target = item
-                    delta, gradient = self.sources.delta(place.draft.pieces).float(), place.gradient()
+                    (codec, place), payload, target, error = item
+                    gradient = place.gradient()
                     if (length := float(gradient.norm())) > 0:
-                        target.sub_(gradient, alpha=step * float(delta.norm()) / length)
-                    return codec.steer(payload, delta, target)
+                        target.sub_(gradient, alpha=step * error / length)
+                    return codec.steer(payload, self.sources.delta(place.draft.pieces), target)
 
-                items = zip(places.values(), payloads, targets, strict=True)
+                items = zip(places.values(), payloads, targets, errors, strict=True)
                 before, payloads = payloads, list(ordered_map(chosen_again, items, values=_entries))
                 advance(1)
                 if all(map(operator.is_, before, payloads)):  # codes so fine that there is nothing to choose
