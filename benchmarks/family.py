@@ -33,7 +33,7 @@ from lora_fleet import STARTS, lora_fleet
 from points import is_measured, kept_points
 
 BUDGETS = ["1/40", "1/107", "1/19", "1/400", "1/53", "1/27"]  # 1/107 to 1/19: .15 to .85 of rank-16 pairs at 16 bits
-ADAPTER_BUDGETS = ["1/16", "1/8", "1/4", "1/32"]
+ADAPTER_BUDGETS = ["1/16", "1/8", "1/4", "1/32", "1/64", "1/128"]
 METHODS: dict[str, dict[str, Any]] = {
     "packs": {"method": "packs"},
     "truncsvd": {"method": "truncsvd"},

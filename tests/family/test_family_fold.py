@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from zstandard import ZstdDecompressor
 
 import kinfold
+from adapters import make
 from forge import take_apart
 from kinfold.family.file import FamilyFile
 from kinfold.family.fold import fold
 from kinfold.family.unfold import unfold
 from kinfold.pack.members import PackMember
-from models import Pair, Tensors, raw, reference_bytes, save
+from models import Pair, Tensors, bert, finetuned, raw, reference_bytes, save
 
 
 def tensors(directory: Path) -> Tensors:
@@ -134,6 +135,23 @@ def test_at_least_97_percent_of_a_budget_is_used(middling: Family, tmp_path: Pat
     budget = sum(reference_bytes(middling.base, variant) for variant in middling.members.values()) // 50
     assert report.file_bytes == out.stat().st_size
     assert 0.97 * budget <= report.file_bytes <= budget
+
+
+def test_auto_keeps_adapters_as_low_rank(tmp_path: Path) -> None:
+    """But as packs where the low-rank layers would not fit, or a model is among them."""
+    model = bert()
+    model.save_pretrained(tmp_path / "base")
+    for seed, name in enumerate(("a", "b")):
+        make(model, tmp_path / name, seed, target_modules=["query", "value"], r=4)
+    adapters = [tmp_path / "a", tmp_path / "b"]
+    finetuned(model, tmp_path / "full")
+    given: dict[str, Any] = {"base": tmp_path / "base", "budget": "1/1", "dominance": "off"}
+    told = fold(adapters, tmp_path / "adapters.kin", **given)
+    assert told.method == "mixed"
+    assert fold(adapters, tmp_path / "asked.kin", **given, low_rank=True).members == told.members
+    small = fold(adapters, tmp_path / "small.kin", **given | {"budget": "1/2"})
+    assert (small.method, FamilyFile.open(tmp_path / "small.kin").manifest.method) == ("packs", "packs")
+    assert fold([*adapters, tmp_path / "full"], tmp_path / "both.kin", **given).method == "packs"
 
 
 def test_more_bytes_lose_less(trees: Family, tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def fold(
         base: model directory of the base of all of them.
         method: `packs` codes each member alone with `fold`, at its share of the bytes. `rmm`, `jd` and
             `truncsvd` keep low-rank factors: with shared directions (arXiv 2510.14163), with shared bases
-            (arXiv 2407.00066), or apart. `auto` is `packs`; with `low_rank`, for every layer whichever of the
-            three loses least at the same bytes.
+            (arXiv 2407.00066), or apart. `auto` is `packs`; of adapters, and with `low_rank`, for every layer
+            whichever of the three loses least at the same bytes.
         budget: bytes of the whole file: `4MB`, or a fraction of what the members take: 2 bytes for every changed
             weight of a model directory, the file's own bytes of a pack or an adapter.
         preset: `paper` is Reversible Model Merging as published: factors as they are, one number of directions
@@ -96,6 +96,10 @@ def fold(
     found = sorted(open_members(members, opened, FamilyError), key=lambda member: member.name)
     if not found:
         raise FamilyError("a family needs at least one member", hint="kinfold fold A B C --base BASE -o OUT")
+    auto = asked.method == "auto"
+    if auto:
+        adapters = all(member.kind == "adapter" for member in found)
+        asked = replace(asked, method="mixed" if adapters else "packs")
     watched = watch(found, dominance, FamilyError)
     whole = sum(_own_bytes(member) for member in found)
     total = target.file_bytes(whole)
@@ -125,10 +129,13 @@ def fold(
             try:
                 planned, others = _low_rank(found, layers, skeleton, asked, total, target.text, dry_run=dry_run)
             except BudgetError:  # of the packs' rivals in a dry run, it says only that they do not fit
-                if built is None:
+                if built is None and not auto:
                     raise
             else:
                 built = built or planned
+    if built is None:  # packs can be smaller than any low-rank layer
+        skeleton, asked = skeleton.model_copy(update={"method": "packs"}), replace(asked, method="packs")
+        built = pack_members(found, skeleton, total, target.text)
     if dry_run:
         told = FamilyReport.planned(out, asked.method, built, whole, others, energy)
     else:
@@ -160,8 +167,8 @@ def _checked(
         raise FamilyError(f"`rank` must be a whole number from 1, or `auto`, got {rank!r}", hint="--rank 16")
     if dtype not in _WIDTHS:
         raise FamilyError(f"`dtype` is {' or '.join(_WIDTHS)}, got {dtype!r}", hint="--dtype float16")
-    if method == "auto":
-        method = "mixed" if low_rank else "packs"
+    if method == "auto" and low_rank:
+        method = "mixed"
     if low_rank and method == "packs":
         raise FamilyError("members kept as packs are no LoRAs", hint="--method auto --low-rank")
     width = None if wanted is None else _WIDTHS[dtype]
