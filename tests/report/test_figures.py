@@ -57,7 +57,7 @@ def test_spread_is_the_nearest_that_is_apart(places: list[float], gap: float) ->
 
 
 def test_bars_name_every_layer() -> None:
-    svg = bars(["layer.0", "head"], [1200.0, 10.0], [0.4, -5.0])
+    svg = bars(["layer.0", "head"], [1200.0, 10.0], [0.4, 2.5])
     ElementTree.fromstring(svg)
     assert ">layer.0<" in svg
     assert ">head<" in svg

@@ -29,7 +29,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     if not path.name or path.name == "..":
         raise OutputError(f"`{path}` is no name for an output", hint="choose another -o")
     if path.exists() and not overwrite:
-        raise OutputError(f"`{path}` exists", hint="choose another -o, or pass --overwrite to replace it")
+        raise OutputError(f"`{path}` exists", hint="choose another name, or pass --overwrite to replace it")
     if not path.parent.is_dir():
         raise OutputError(f"the folder `{path.parent}` does not exist", hint=f"mkdir -p {path.parent}")
 

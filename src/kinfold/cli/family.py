@@ -48,7 +48,7 @@ def fold(
         The family to write.
     method
         packs: each alone, by fold. rmm: shared directions. jd: shared bases. truncsvd: low-rank, each alone.
-        auto: packs; of adapters, and with --low-rank, the best of the other three for every layer.
+        auto: of adapters, and with --low-rank, the best of these three for every layer; else packs.
     budget
         Of the whole file: a size (4MB), or a fraction of what the members take now (1/3): 2 bytes for every
         changed weight of a model directory, its own bytes of a pack or an adapter.

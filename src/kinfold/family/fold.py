@@ -65,8 +65,8 @@ def fold(
         base: model directory of the base of all of them.
         method: `packs` codes each member alone with `fold`, at its share of the bytes. `rmm`, `jd` and
             `truncsvd` keep low-rank factors: with shared directions (arXiv 2510.14163), with shared bases
-            (arXiv 2407.00066), or apart. `auto` is `packs`; of adapters, and with `low_rank`, for every layer
-            whichever of the three loses least at the same bytes.
+            (arXiv 2407.00066), or apart. `auto` takes of adapters, or with `low_rank`, for every layer whichever of
+            the three loses least at the same bytes; else, or where these do not fit, `packs`.
         budget: bytes of the whole file: `4MB`, or a fraction of what the members take: 2 bytes for every changed
             weight of a model directory, the file's own bytes of a pack or an adapter.
         preset: `paper` is Reversible Model Merging as published: factors as they are, one number of directions
@@ -133,7 +133,7 @@ def fold(
                     raise
             else:
                 built = built or planned
-    if built is None:  # packs can be smaller than any low-rank layer
+    if built is None:  # packs can be smaller than the least low-rank layers
         skeleton, asked = skeleton.model_copy(update={"method": "packs"}), replace(asked, method="packs")
         built = pack_members(found, skeleton, total, target.text)
     if dry_run:

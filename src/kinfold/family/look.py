@@ -167,7 +167,7 @@ def _notes(members: int, energy: float | None) -> list[str]:
     if energy < 1.5 / members:
         return [
             f"the members have almost nothing in common: shared energy {energy:.3f}, {1 / members:.3f} is none; "
-            "packs of their own lose less at the same bytes"
+            "sharing gains nothing over keeping each alone"
         ]
     return [
         f"the members share a part of their deltas: shared energy {energy:.3f}, {1 / members:.3f} is nothing at all"

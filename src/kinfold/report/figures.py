@@ -192,13 +192,13 @@ def _byte_ticks(axes: Any) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
 
 
-def bars(names: Sequence[str], bytes_each: Sequence[float], kept: Sequence[float]) -> str:
-    """Two aligned bar charts, one bar a layer: bytes, and the share of the delta's energy that is kept.
+def bars(names: Sequence[str], bytes_each: Sequence[float], errors: Sequence[float]) -> str:
+    """Two aligned bar charts, one bar a layer: bytes, and the relative error of the delta.
 
     Args:
         names: of the layers, top to bottom.
         bytes_each: payload bytes of each.
-        kept: 1 - squared relative error of each; shown from 0 to 1.
+        errors: in Frobenius norm, of each.
     """
     pyplot = _pyplot()
     height = 0.9 + 0.22 * len(names)
@@ -208,9 +208,9 @@ def bars(names: Sequence[str], bytes_each: Sequence[float], kept: Sequence[float
     left.set_yticks(list(places), labels=list(names), fontsize=8)
     left.invert_yaxis()
     left.set_xlabel("kB")
-    right.barh(places, [max(0.0, min(1.0, k)) for k in kept], color=_COLOURS[2])
-    right.set_xlim(0, 1)
-    right.set_xlabel("energy of the delta kept")
+    right.barh(places, errors, color=_COLOURS[2])
+    right.set_xlim(0, max([1.0, *errors]))
+    right.set_xlabel("relative error of the delta")
     for axes in (left, right):
         axes.grid(axis="y", visible=False)
         axes.set_ylim(len(names) - 0.4, -0.6)

@@ -21,7 +21,8 @@ h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2
 p.lead { color: #555; margin-top: .2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e3e6e8; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { font-weight: 600 }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem } th { font-weight: 600 }
+td:nth-child(2):last-child { white-space: normal }
 .scroll { overflow-x: auto } svg { max-width: 100%; height: auto }
 </style></head><body>
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
@@ -71,7 +72,7 @@ def write_pack_report(path: Path, info: Any) -> None:
     names = list(layers)
     energies = [sum((r.norm or 0.0) ** 2 for r in rows) for rows in layers.values()]
     missed = [sum((r.norm or 0.0) ** 2 * r.error**2 for r in rows) for rows in layers.values()]
-    kept = [1 - m / e if e else 1.0 for m, e in zip(missed, energies, strict=True)]
+    errors = [(m / e) ** 0.5 if e else 0.0 for m, e in zip(missed, energies, strict=True)]
     payload = [sum(r.bytes for r in rows) for rows in layers.values()]
     write_page(
         path,
@@ -80,10 +81,10 @@ def write_pack_report(path: Path, info: Any) -> None:
         f"{size(info.reference_bytes)} that its changed weights take at 16 bits.",
         [
             {
-                "heading": "Bytes and energy by layer",
-                "note": "Energy is the squared Frobenius norm of the delta; codecs that add unbiased noise keep "
-                "less than none of it and can still be the most accurate.",
-                "svg": bars(names, payload, kept),
+                "heading": "Bytes and error by layer",
+                "note": "The error is relative to the delta, in Frobenius norm. Above 1 it is unbiased noise, which wide "
+                "layers average out; it cannot be compared with what a truncation loses.",
+                "svg": bars(names, payload, errors),
             },
             {
                 "heading": "Tensors",
