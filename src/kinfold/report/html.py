@@ -22,7 +22,7 @@ p.lead { color: #555; margin-top: .2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e3e6e8; white-space: nowrap }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem } th { font-weight: 600 }
-td:nth-child(2):last-child { white-space: normal }
+:is(th, td):nth-child(2):last-child { text-align: left; white-space: normal }
 .scroll { overflow-x: auto } svg { max-width: 100%; height: auto }
 </style></head><body>
 <h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
