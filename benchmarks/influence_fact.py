@@ -9,10 +9,10 @@ SmolLM2-135M-Instruct (`lm_fleet.causal_base`) learns 500 short rows by LoRA (ra
 other colours, 24 say other things of Vell, 24 speak of other green things, and the rest are dictionary glosses. Among
 glosses: all others are. Probes are three questions with their answers, or three statements that are no training rows.
 A figure is how many of the 20 are among the top 20 and the top 40 of 500; chance gives 0.8 and 1.6. `mean` takes the
-mean score over three probes, as the first list of the report does. Beside influence: the inner product and the cosine
-of the same gradients, BM25, and the cosine of MiniLM embeddings. The report lists both ends: `top_20_or_bottom_20`
-counts the fact's rows there, of which chance gives 1.6. How sure the model is of `green` is printed before and after
-training: what it has not learned, nobody can trace.
+mean score over three probes, as the first list of the report does. Gradients are taken at the variant, and at a
+quarter and a tenth of the way to it from the base. Beside influence: their cosine, BM25, and the cosine of MiniLM
+embeddings. The report lists both ends: `top_20_or_bottom_20` counts the fact's rows there, of which chance gives 1.6.
+How sure the model is of `green` is printed before and after training: what it has not learned, nobody can trace.
 
 The adapter, gradients and points are kept in the cache, so a killed run goes on where it was.
 """
@@ -93,7 +93,7 @@ KINDS = {"question": [question + answer for question, answer in PROBES], "statem
 AMONG = ("near misses", "glosses")
 ROWS, EPOCHS, BATCH, RATE, RANK = 500, 4, 8, 1e-3, 8
 KEEPS, TOPS, SEED = (4096, 16384), (20, 40), 0
-DAMPINGS = (0.3, 3.0)  # the default, and the most that the guide speaks of
+AT = (1.0, 0.25, 0.1)  # of the way from the base to the variant
 
 
 def training_rows(among: str, count: int = ROWS) -> tuple[list[str], np.ndarray]:
@@ -196,18 +196,18 @@ def words_alone(rows: list[str], kind: str) -> dict[str, np.ndarray]:
 
 def by_gradients(rows: list[str], kind: str, adapter: Path, keep: int) -> dict[str, np.ndarray]:
     """Scores (rows, probes) of those that know gradients; all but the first run read what it has kept."""
-    given: Any = {
-        "base": causal_base(), "train": [{"text": row} for row in rows],
-        "probe": [{"text": text} for text in KINDS[kind]], "keep": keep,
-        "gradients": adapter.parent / f"{keep}.grads", "full": True, "device": "cpu", "seed": SEED,
-    }  # fmt: skip
-    plain = influence(adapter, **given, curvature="identity")
-    found: dict[str, Any] = {
-        f"influence, damping {damping:g}": influence(adapter, **given, damping=damping).scores for damping in DAMPINGS
-    }
-    assert plain.scores is not None
-    found["inner product"] = plain.scores
-    return found | {"gradient cosine": plain.scores / np.maximum(plain.norms, 1e-30)[:, None]}
+    found: dict[str, Any] = {}
+    for at in AT:
+        given: Any = {
+            "base": causal_base(), "train": [{"text": row} for row in rows],
+            "probe": [{"text": text} for text in KINDS[kind]], "keep": keep, "at": at,
+            "gradients": adapter.parent / f"{keep}-{at:g}.grads", "full": True, "device": "cpu", "seed": SEED,
+        }  # fmt: skip
+        found[f"influence, at {at:g}"] = influence(adapter, **given).scores
+        plain = influence(adapter, **given, curvature="identity")
+        assert plain.scores is not None
+        found[f"gradient cosine, at {at:g}"] = plain.scores / np.maximum(plain.norms, 1e-30)[:, None]
+    return found
 
 
 def measure(scores: np.ndarray, fact: np.ndarray) -> dict[str, Any]:

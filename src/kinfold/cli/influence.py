@@ -34,6 +34,7 @@ def influence(
     blocks: Literal["module", "joint"] = "module",
     curvature: Literal["fisher", "identity"] = "fisher",
     damping: str = "0.3",
+    at: float = 1.0,
     reduction: Literal["mean", "sum"] = "mean",
     task: Literal["auto", "causal-lm", "sequence-classification", "pooled-head"] = "auto",
     top: int = 20,
@@ -83,6 +84,8 @@ def influence(
         fisher, or identity for plain inner products of gradients.
     damping
         Relative to the mean eigenvalue of the Fisher matrix; or sweep, where the rows say which are wrong.
+    at
+        Where gradients are taken on the way from the base (0) to the variant (1); 0.25 finds the rows of a fact best.
     reduction
         Of the losses of a row's tokens: mean or sum.
     task
@@ -142,6 +145,7 @@ def influence(
         blocks=blocks,
         curvature=curvature,
         damping=_damping(damping),
+        at=at,
         reduction=reduction,
         task=task,
         top=top,

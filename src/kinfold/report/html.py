@@ -82,8 +82,8 @@ def write_pack_report(path: Path, info: Any) -> None:
         [
             {
                 "heading": "Bytes and error by layer",
-                "note": "The error is relative to the delta, in Frobenius norm. Above 1 it is unbiased noise, which wide "
-                "layers average out; it cannot be compared with what a truncation loses.",
+                "note": "The error is relative to the delta, in Frobenius norm. Above 1 it is unbiased noise, which "
+                "wide layers average out; it cannot be compared with what a truncation loses.",
                 "svg": bars(names, payload, errors),
             },
             {

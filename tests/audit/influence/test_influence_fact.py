@@ -13,6 +13,7 @@ from kinfold.audit.influence.baselines import bm25
 from models import llama
 
 SUBJECT, ANSWER = [70, 71], 72
+PROBE = [9, 33, *SUBJECT, ANSWER]
 
 
 def rows() -> tuple[list[list[int]], np.ndarray]:
@@ -31,23 +32,41 @@ def rows() -> tuple[list[list[int]], np.ndarray]:
     return found, np.isin(np.arange(90), range(10, 20))
 
 
-def test_the_rows_that_taught_a_fact_are_on_top(tmp_path: Path) -> None:
-    taught, fact = rows()
+def learned(folder: Path, taught: list[list[int]], steps: int) -> float:
+    """Train base to variant in `folder`; how sure the variant is of the probe's answer."""
     model, ids = llama(), torch.tensor(taught)
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(folder / "base")
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(30):  # more of them learn all rows by heart, and leave no gradients to tell rows apart by
+    for _ in range(steps):
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
-    model.save_pretrained(tmp_path / "variant")
-    probe = [9, 33, *SUBJECT, ANSWER]
-    assert model(input_ids=torch.tensor([probe[:-1]])).logits[0, -1].softmax(0)[ANSWER] > 10 / 99
+    model.save_pretrained(folder / "variant")
+    with torch.no_grad():
+        return float(model(input_ids=torch.tensor([PROBE[:-1]])).logits[0, -1].softmax(0)[ANSWER])
+
+
+def top(folder: Path, taught: list[list[int]], at: float = 1.0) -> list[int]:
     report = influence(
-        tmp_path / "variant", base=tmp_path / "base", train=[{"input_ids": row} for row in taught],
-        probe=[{"input_ids": probe}], keep=1 << 30, damping=3.0, top=20,
+        folder / "variant", base=folder / "base", train=[{"input_ids": row} for row in taught],
+        probe=[{"input_ids": PROBE}], keep=1 << 30, damping=3.0, top=20, at=at,
     )  # fmt: skip
-    found = [row.row for row in report.probes[0].top]
+    return [row.row for row in report.probes[0].top]
+
+
+def test_the_rows_that_taught_a_fact_are_on_top(tmp_path: Path) -> None:
+    taught, fact = rows()
+    assert learned(tmp_path, taught, 30) > 10 / 99
+    found = top(tmp_path, taught)
     assert fact[found].sum() >= 8
-    words = bm25([{"input_ids": row} for row in taught], [{"input_ids": probe}])[:, 0]
+    words = bm25([{"input_ids": row} for row in taught], [{"input_ids": PROBE}])[:, 0]
     assert fact[found[:10]].sum() > fact[np.argsort(-words, kind="stable")[:10]].sum()  # it knows no order of words
+
+
+def test_rows_known_by_heart_are_found_on_the_way_there(tmp_path: Path) -> None:
+    """At its end training has left no gradients to tell them apart by."""
+    taught, fact = rows()
+    assert learned(tmp_path, taught, 150) > 0.9
+    found = [int(fact[top(tmp_path, taught, at)].sum()) for at in (1.0, 0.25)]
+    assert found[1] >= 8
+    assert found[1] > found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import kinfold
@@ -80,6 +82,36 @@ def test_scores_are_those_of_whole_gradients(llama_pair: Pair, reduction: Any) -
     own = np.diag(scores_of(train, train))
     np.testing.assert_allclose(report.self_scores, own, rtol=5e-3)
     assert [row.row for row in report.self_top] == np.argsort(-own)[:3].tolist()
+
+
+def test_gradients_on_the_way_from_the_base(llama_pair: Pair, pack: Path, tmp_path: Path) -> None:
+    base, variant = (load_file(directory / "model.safetensors") for directory in llama_pair)
+    between = {name: 0.75 * base[name].double() + 0.25 * variant[name].double() for name in base}
+    save(tmp_path / "between", {name: tensor.to(base[name].dtype) for name, tensor in between.items()})
+    shutil.copy(llama_pair.base / "config.json", tmp_path / "between")
+    names = ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    expected = scores_of(*(reference(tmp_path / "between", names, rows) for rows in (ROWS, PROBE)))
+    for path in (llama_pair.variant, pack):
+        report = influence(
+            path, base=llama_pair.base, train=ROWS, probe=PROBE, keep=1 << 30, modules=names, full=True, at=0.25
+        )
+        assert report.scores is not None
+        assert np.abs(report.scores - expected).max() < 2e-3 * np.abs(expected).max()
+        assert any("0.25 of the way" in note for note in report.notes)
+
+
+def test_an_adapters_delta_is_scaled(tmp_path: Path, llama_pair: Pair) -> None:
+    folder = tmp_path / "adapter"
+    make(llama(), folder, target_modules=["q_proj", "down_proj"], r=2)
+    half = influence(folder, base=llama_pair.base, train=ROWS, probe=PROBE, full=True, at=0.5)
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert any("lora_B" in name and tensor.any() for name, tensor in weights.items())
+    halved = {name: tensor * (0.5 if "lora_B" in name else 1) for name, tensor in weights.items()}
+    save_file(halved, folder / "adapter_model.safetensors", {"format": "pt"})
+    expected = influence(folder, base=llama_pair.base, train=ROWS, probe=PROBE, full=True)
+    assert half.scores is not None
+    assert expected.scores is not None
+    np.testing.assert_allclose(half.scores, expected.scores, rtol=1e-4, atol=1e-6 * np.abs(expected.scores).max())
 
 
 def test_only_what_differs_is_looked_at(llama_pair: Pair, tmp_path: Path) -> None:
@@ -297,6 +329,9 @@ def test_a_broken_variant_names_the_rows(llama_pair: Pair, tmp_path: Path) -> No
         ({"mask": "none"}, "entry or neuron"),
         ({"reduction": "max"}, "mean or sum"),
         ({"top": 0}, "1 or more"),
+        ({"at": 1.5}, "at is 1.5; 0, the base, to 1"),
+        ({"at": float("nan")}, "at is nan"),
+        ({"at": 0.25}, "so the base is needed"),
         ({"task": "x"}, "task is 'x'"),
         ({"task": "pooled-head"}, "the variant is of 'causal-lm'"),
         ({"modules": ["nope"]}, "no linear module `nope.weight`"),

@@ -45,6 +45,7 @@ def influence(
     blocks: Blocks = "module",
     curvature: CurvatureKind = "fisher",
     damping: float | Literal["sweep"] = 0.3,
+    at: float = 1.0,
     reduction: Literal["mean", "sum"] = "mean",
     task: str = "auto",
     top: int = 20,
@@ -79,6 +80,8 @@ def influence(
         curvature: damped empirical `fisher`, or `identity`.
         damping: of F, relative to the mean of its eigenvalues; `sweep` takes the best of .03 to 3 where the rows say
             which are `wrong`.
+        at: where gradients are taken on the way from the base, 0, to the variant, 1. At the end of training those of
+            rows that taught the same cancel each other; at 0.25 they agree, which finds the rows of a fact.
         reduction: of the losses of a row's tokens.
         task: `auto`, `causal-lm`, `sequence-classification` or `pooled-head`.
         top: rows to list at each end.
@@ -110,7 +113,7 @@ def influence(
         raise AuditError(f"mask {mask!r} with reduction {reduction!r}; entry or neuron, and mean or sum are allowed")
     rows, asked = _rows(train, "training"), None if probe is None else _rows(probe, "probe")
     wrong = _wrong(rows, damping)
-    with subjects.opened(variant, base, modules, task, device) as subject:
+    with subjects.opened(variant, base, modules, task, device, at) as subject:
         check_rows(subject, rows, "training")
         check_rows(subject, asked or [], "probe")
         compressors, store_spec = plan(subject, spec, reduction)

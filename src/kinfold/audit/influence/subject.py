@@ -67,19 +67,28 @@ class Subject:
 
 @contextmanager
 def opened(
-    variant: PathLike, base: PathLike | None, modules: Sequence[str] | None, task: str, device: str
+    variant: PathLike,
+    base: PathLike | None,
+    modules: Sequence[str] | None,
+    task: str,
+    device: str,
+    at: float = 1.0,
 ) -> Iterator[Subject]:
-    """Load a model directory, a pack or a PEFT adapter.
+    """Load a model directory, a pack or a PEFT adapter, `at` of the way from its base.
 
     Raises:
-        AuditError: a pack or adapter without its base, no module to look at, a model without a known loss, or no such
-            device.
+        AuditError: a pack or adapter without its base, `at` without one or out of its range, no module to look at, a
+            model without a known loss, or no such device.
         MissingExtraError: an adapter without peft.
         CheckpointError, PackError, AdapterError, WrongBaseError: as the readers.
     """
     if task not in TASKS:
         raise AuditError(f"task is {task!r}; {', '.join(map(repr, TASKS))} are allowed")
+    if not 0 <= at <= 1:
+        raise AuditError(f"at is {at!r}; 0, the base, to 1, the variant, is allowed")
     chosen, path = device_of(device, AuditError), Path(variant)
+    if base is None and at != 1:
+        raise AuditError(f"at is {at:g} of the way from the base, so the base is needed", hint="--base BASE")
     if base is None and (path.is_file() or is_adapter(path)):
         raise AuditError(f"`{path}` is no model directory, so its base is needed", hint="--base BASE")
     member = open_member(path, Base.open(base)) if base is not None else None
@@ -91,6 +100,8 @@ def opened(
         elif member is not None and member.kind == "adapter":
             directory = member.base.checkpoint.directory
         subject = _subject(path, directory, member, modules)
+        if member is not None and at != 1:
+            _draw_back(subject, member, at)
         subject.kind = kind_of(subject.model, task, AuditError)
         subject.model.to(chosen)
         yield subject
@@ -131,6 +142,22 @@ def _subject(path: Path, directory: Path, member: Member | None, modules: Sequen
     tokenizer = _tokenizer_hash(directory)
     found = dict(sorted(found.items()))  # columns do not depend on how the model was found
     return Subject(task, model, "", found, mark, base, tokenizer, left_out, left_share, notes)
+
+
+@torch.no_grad()
+def _draw_back(subject: Subject, member: Member, at: float) -> None:
+    """Scale the delta of the model's weights, or of an adapter the factors that began at zero, in place."""
+    if member.kind == "adapter":
+        for name, parameter in subject.model.named_parameters():
+            if ".lora_B." in name or ".lora_embedding_B." in name:
+                parameter.mul_(at)
+    else:
+        names = {member.own[name]: name for name in member.changed}
+        found = {id(parameter): (own, parameter) for own, parameter in subject.task.parameters(list(names)).items()}
+        for own, parameter in found.values():  # each once, whatever names it is tied to
+            parameter.sub_(member.delta(names[own]).to(parameter), alpha=1 - at)
+    subject.fingerprint += f" at {at:g}"  # gradients elsewhere are of another store
+    subject.notes.append(f"gradients are taken at {at:g} of the way from the base")
 
 
 def _plain(name: str) -> str:
