@@ -21,7 +21,7 @@ h1 { font-size: 1.5rem; margin-bottom: 0 } h2 { font-size: 1.1rem; margin-top: 2
 p.lead { color: #555; margin-top: .2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e3e6e8; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem } th { font-weight: 600 }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem } th { font-weight: 600 }
 :is(th, td):nth-child(2):last-child { text-align: left; white-space: normal }
 .scroll { overflow-x: auto } svg { max-width: 100%; height: auto }
 </style></head><body>
