@@ -10,9 +10,9 @@ import torch
 from models import save
 from zygote import Zygote
 
-TENSORS, SHAPE = 160, (32, 16_384)
+TENSORS, SHAPE = 200, (32, 16_384)
 MEGABYTES = TENSORS * SHAPE[0] * SHAPE[1] * 2 >> 20  # in bfloat16
-BOUND = 140  # some tensors in flight on two cores; either checkpoint held whole would take 160 or more
+BOUND = 170  # some tensors in flight on two cores, 140 or less; either checkpoint held whole would take 200 or more
 
 CHILD = """
 import os, sys, torch
@@ -50,6 +50,6 @@ def test_peak_memory_is_that_of_a_few_tensors(
     job = zygote.run(CHILD, [*large, tmp_path / "v", codec, tmp_path / "back"])
     assert job.wait() == 0, job.out.read_text()
     packing, restoring = map(int, job.out.read_text().split())
-    assert MEGABYTES == 160
+    assert MEGABYTES == 200
     assert packing < BOUND
     assert restoring < BOUND
