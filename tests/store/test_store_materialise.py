@@ -112,13 +112,16 @@ def test_two_who_get_the_same_at_once(
     local.add(source, name=name)
     found: list[Path] = []
     errors: list[Exception] = []
-    reading, go_on = threading.Event(), threading.Event()
-    original = objects.read
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+    original, held = objects.read, materialise.held
 
     def slow(backend: Any, hash: str) -> Any:
-        reading.set()
         go_on.wait(10)
         return original(backend, hash)
+
+    def arriving(*given: Any, **named: Any) -> Any:
+        arrived.release()
+        return held(*given, **named)
 
     def get() -> None:
         try:
@@ -129,9 +132,10 @@ def test_two_who_get_the_same_at_once(
     threads = [threading.Thread(target=get) for _ in range(3)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "read", slow)
+        patch.setattr(materialise, "held", arriving)
         for thread in threads:
             thread.start()
-            reading.wait(10)
+        assert all(arrived.acquire(timeout=30) for _ in threads)  # all have seen that nothing is there
         go_on.set()
         for thread in threads:
             thread.join()
