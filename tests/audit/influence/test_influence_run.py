@@ -100,6 +100,23 @@ def test_gradients_on_the_way_from_the_base(llama_pair: Pair, pack: Path, tmp_pa
         assert any("0.25 of the way" in note for note in report.notes)
 
 
+def test_heads_are_drawn_back_too_and_what_is_not_loaded_does_not_matter(bert_pair: Pair, tmp_path: Path) -> None:
+    config = json.loads((bert_pair.base / "config.json").read_text())
+    sides = {}
+    for seed, (side, directory) in enumerate(zip(("base", "variant"), bert_pair, strict=True)):
+        generator = torch.Generator().manual_seed(seed)
+        more = {"head.weight": (3, 32), "head.bias": (3,), "spare.weight": (80, 90)}
+        drawn = {name: torch.randn(shape, generator=generator) for name, shape in more.items()}
+        sides[side] = load_file(directory / "model.safetensors") | drawn
+    sides["between"] = {name: 0.75 * tensor + 0.25 * sides["variant"][name] for name, tensor in sides["base"].items()}
+    for side, tensors in sides.items():
+        save(tmp_path / side, tensors, config)
+    found = influence(tmp_path / "variant", base=tmp_path / "base", train=LABELLED, at=0.25)
+    expected = influence(tmp_path / "between", base=tmp_path / "base", train=LABELLED)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-4)
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-3)
+
+
 def test_an_adapters_delta_is_scaled(tmp_path: Path, llama_pair: Pair) -> None:
     folder = tmp_path / "adapter"
     make(llama(), folder, target_modules=["q_proj", "down_proj"], r=2)

@@ -125,7 +125,7 @@ def _subject(path: Path, directory: Path, member: Member | None, modules: Sequen
         notes.append("gradients are by the adapter's own factors")
     else:
         mark = blake3(path.read_bytes()).hexdigest() if path.is_file() else member.fingerprint
-        known = _linear(model, {own: name for name, own in member.own.items()})
+        known = _linear(model, _base_names(member))
         found, left_out, left_share = _changed(member, known)
     if modules is not None:
         wanted = [name if name.endswith(".weight") else f"{name}.weight" for name in modules]
@@ -152,10 +152,10 @@ def _draw_back(subject: Subject, member: Member, at: float) -> None:
             if ".lora_B." in name or ".lora_embedding_B." in name:
                 parameter.mul_(at)
     else:
-        names = {member.own[name]: name for name in member.changed}
-        found = {id(parameter): (own, parameter) for own, parameter in subject.task.parameters(list(names)).items()}
-        for own, parameter in found.values():  # each once, whatever names it is tied to
-            parameter.sub_(member.delta(names[own]).to(parameter), alpha=1 - at)
+        names, changed = _names(subject.model, _base_names(member)), set(member.changed)
+        for parameter in subject.model.parameters():
+            if (name := names[id(parameter)]) in changed:  # what the model does not load has no parameter
+                parameter.sub_(member.delta(name).to(parameter), alpha=1 - at)
     subject.fingerprint += f" at {at:g}"  # gradients elsewhere are of another store
     subject.notes.append(f"gradients are taken at {at:g} of the way from the base")
 
@@ -164,18 +164,26 @@ def _plain(name: str) -> str:
     return name.removeprefix("model.")
 
 
+def _base_names(member: Member) -> dict[str, str]:
+    return {own: name for name, own in member.own.items()}
+
+
 def _linear(model: Answers, base_names: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
-    """Linear modules by the base's names of their weights, else by the model's; tied ones by the embedding's."""
-    of_base, prefix = base_names or {}, getattr(model.model, "base_model_prefix", "") + "."
-    names: dict[int, list[str]] = {}
+    """Linear modules by the names of their weights, see `_names`."""
+    names = _names(model, base_names or {})
+    return {names[id(module.weight)]: module for module in model.modules() if is_linear(module)}
+
+
+def _names(model: Answers, base_names: Mapping[str, str]) -> dict[int, str]:
+    """By id, of each parameter: the base's name for it, else the model's; of tied ones the embedding's."""
+    prefix = getattr(model.model, "base_model_prefix", "") + "."
+    spelled: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(_plain(name))
+        spelled.setdefault(id(parameter), []).append(_plain(name))
     found = {}
-    for module in model.modules():
-        if is_linear(module):
-            own = names[id(module.weight)]
-            spellings = [s for name in own for s in (name, name.removeprefix(prefix), prefix + name)]
-            found[next((of_base[s] for s in spellings if s in of_base), own[0])] = module
+    for place, own in spelled.items():
+        spellings = [s for name in own for s in (name, name.removeprefix(prefix), prefix + name)]
+        found[place] = next((base_names[s] for s in spellings if s in base_names), own[0])
     return found
 
 
