@@ -81,7 +81,7 @@ class Bench:
                 before, payloads = payloads, list(ordered_map(chosen_again, items, values=_entries))
                 advance(1)
                 if all(map(operator.is_, before, payloads)):  # codes so fine that there is nothing to choose
-                    break
+                    return list(jobs)
         if self._mean(places, payloads) >= self._mean(places, first):
             return list(jobs)
         ready = dict(zip(places, payloads, strict=True))
