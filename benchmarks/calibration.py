@@ -1,7 +1,7 @@
 """What calibration rows do for `fold`: the divergence from the variant that is left on rows nobody has used.
 
     python benchmarks/fleet.py --seed 0 --tasks wn movie
-    python benchmarks/calibration.py         # about 20 CPU minutes; results/calibration.json
+    python benchmarks/calibration.py         # about 15 CPU minutes; results/calibration.json
 
 Packs of two fine-tunes without calibration rows, with 32 and with 256, restored and run on 400 test rows: mean
 KL(variant || restored) in nats, and the same on the calibration rows themselves, which the packs were fitted to.
@@ -51,7 +51,7 @@ def apart(variant: Task, restored: Task, rows: list[dict[str, Any]]) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    members = {member.task: member for member in fleet(0) if member.task in TASKS}
+    members = {member.task: member for member in fleet(0, TASKS)}
     with kept_points("calibration") as (points, keep):
         for task, count, budget in product(TASKS, ROWS, BUDGETS):
             job = {"task": task, "budget": budget, "rows": count}
