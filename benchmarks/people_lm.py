@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from fleet import machine, run_script
 from kinfold.demo.sources import cache_dir, publish_directory, writable_folder
-from kinfold.demo.train import record_path, write_json
+from kinfold.demo.train import descend, record_path, write_json
 from kinfold.tasks import Row, Task, quiet_transformers
 from people import DATA, SHARES, People, people, second_wording
 
@@ -132,12 +132,7 @@ def _fit(start: Path, rows: Sequence[Row], kind: str, seed: int) -> tuple[Any, d
             ids, labels = _padded(order[at : at + BATCH[kind]])
             logits = model(input_ids=ids).logits[:, :-1]  # padded at the right: nothing before it sees it
             loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
+            losses.append(descend(loss, optimizer, schedule))
         if epoch % 5 == 4:
             print(f"  epoch {epoch + 1}, loss {sum(losses[-20:]) / 20:.4f}", file=sys.stderr, flush=True)
     done = {"rows": len(rows), "steps": steps, "losses": losses[:: len(losses) // 100], "machine": machine()}

@@ -173,21 +173,25 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
     )
-    trained = [parameter for group in groups for parameter in group["params"]]
     encoder.train()
     losses: list[float] = []
     for step, batch in zip(range(steps), _batches(len(texts), rng), strict=False):  # the batches never end
         logits = head(_features(encoder, [texts[row] for row in batch]))
         loss = torch.nn.functional.cross_entropy(logits, targets[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        losses.append(descend(loss, optimizer, schedule))
         if progress:
             progress(step + 1, losses[-1])
     return losses
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> float:
+    """One optimiser step with the gradient clipped to norm 1; the loss before it, in the loss's own unit."""
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    schedule.step()
+    return loss.item()
 
 
 def _batches(rows: int, rng: random.Random) -> Iterator[list[int]]:
