@@ -50,7 +50,8 @@ def test_only_newlines_end_a_row(tmp_path: Path, mark: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["{", "[1]", "7", "{}", '{"text": 1}', '{"input_ids": []}', '{"input_ids": [1, -1]}', '{"input_ids": [1.5]}',
-     '{"input_ids": [true]}', '{"input_ids": "12"}'],
+     '{"input_ids": [true]}', '{"input_ids": "12"}', '{"prompt": "a"}', '{"prompt": 1, "completion": "b"}',
+     '{"question": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}'],
 )  # fmt: skip
 def test_an_unreadable_line_is_named(tmp_path: Path, line: str) -> None:
     path = rows(tmp_path, '{"text": "a"}\n\n' + line + "\n")
@@ -99,6 +100,24 @@ def test_a_causal_lm_answers_with_the_logits_of_all_but_the_last_position(llama_
         assert torch.equal(task.output({"text": "a b z"}), own(input_ids=torch.tensor([[1, 2, 26]])).logits[0, :-1])
     assert task.has_logits
     assert task.head is None
+
+
+def test_a_prompt_and_its_completion_are_one_row_of_a_causal_lm(llama_pair: Any, classifier_pair: Any) -> None:
+    task = Task.load(llama_pair.variant)
+    for names in (("prompt", "completion"), ("question", "answer")):
+        row = dict(zip(names, ("a b z", "c d"), strict=True))
+        assert task.token_ids(row).tolist() == [[1, 2, 26, 3, 4]]
+        assert task.token_ids(row, 4).tolist() == [[1, 2, 26, 3]]
+        assert task.token_ids(row | {"text": "e"}).tolist() == [[1, 2, 26, 3, 4]]
+        assert task.token_ids(row | {"input_ids": [7]}).tolist() == [[7]]
+        assert task.first_predicted(row) == 3
+        assert [task.first_predicted(row | more) for more in ({"prompt": "", "question": ""}, {"input_ids": [7]})] == [
+            1,
+            1,
+        ]
+    classifier = Task(Task.load(classifier_pair.variant).model, task.tokenizer, None)
+    assert classifier.token_ids({"prompt": "a", "completion": "b", "text": "e f"}).tolist() == [[5, 6]]
+    assert classifier.token_ids({"prompt": "a", "completion": "b"}).tolist() == [[1, 2]]
 
 
 def test_a_classifier_answers_with_its_logits(classifier_pair: Any) -> None:
@@ -250,6 +269,8 @@ def test_losses_of_rows() -> None:
     ]
     assert row_losses(tokens, ids, [{}, {}]).tolist() == pytest.approx([sum(line) / 2 for line in by_hand])
     assert row_losses(tokens[:, :2], ids, [{}, {}], "sum").tolist() == pytest.approx([sum(line) for line in by_hand])
+    cut = [sum(by_hand[0]) / 2, by_hand[1][1]]  # the second row's loss begins at its third token
+    assert row_losses(tokens, ids, [{}, {}], first=[1, 2]).tolist() == pytest.approx(cut)
 
 
 def test_weights_that_are_not_there_are_never_made_up(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class Calibration:
     """A small set of inputs.
 
     Attributes:
-        rows: each with `text` or `input_ids`; `label` where `labels` is `data`.
+        rows: each with `text`, `input_ids` or `prompt` and `completion`; `label` where `labels` is `data`.
         labels: whose answers the Fisher information is taken at: drawn from the `model`, or the `data`'s.
     """
 

@@ -59,7 +59,8 @@ def influence(
     variant
         Model directory, pack, or PEFT adapter.
     train
-        JSONL of the rows it was trained on: text or input_ids, and label for a classifier.
+        JSONL of the rows it was trained on: text or input_ids, with label for a classifier; or prompt
+        and completion.
     probe
         JSONL of rows to explain; not needed with --self.
     base

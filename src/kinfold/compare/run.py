@@ -44,7 +44,8 @@ def compare(
         budgets: bytes of the whole file (`4MB`) or fractions of the reference size (`1/64`).
         codecs: `dare`, or with options `dare:value_bits=1`; None takes all that ship, at their usual options.
         calibration: rows for the scores that need them; not the rows that measure.
-        rows: JSONL of `text` or `input_ids` on which outputs are compared; None draws random tokens.
+        rows: JSONL of `text`, `input_ids` or `prompt` and `completion` on which outputs are compared; None draws
+            random tokens.
         metric: a function of a model directory, higher is better, or its name as `package.module:function`.
             Without one, codecs are ranked by the divergence of the outputs.
         seed: of the packs and the random tokens.

@@ -18,7 +18,7 @@ from blake3 import blake3
 from kinfold.errors import ForgetRowsError
 from kinfold.forget.targets import LEAST_UNSEEN
 from kinfold.pack.member import PathLike
-from kinfold.tasks import Row, json_lines
+from kinfold.tasks import Row, completion_of, json_lines, prompt_of
 
 Rows = PathLike | Sequence[Row]
 GRAM = 13  # words of a run that two rows may share by chance rarely
@@ -40,11 +40,11 @@ class Given:
 
     @property
     def prompt(self) -> str | None:
-        return self.row.get("prompt", self.row.get("question"))
+        return prompt_of(self.row)
 
     @property
     def completion(self) -> str | None:
-        return self.row.get("completion", self.row.get("answer"))
+        return completion_of(self.row)
 
     def words(self) -> list[str]:
         """What is compared between rows: lower case words, or tokens."""

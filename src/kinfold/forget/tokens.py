@@ -8,7 +8,7 @@ from typing import Any
 
 from kinfold.errors import ForgetRowsError
 from kinfold.forget.rows import EXPECTED, Given
-from kinfold.tasks import is_encodable
+from kinfold.tasks import completed, is_encodable
 
 
 @dataclass(frozen=True)
@@ -92,28 +92,23 @@ class Reader:
         return self._answer(one, one.completion)
 
     def _answer(self, one: Given, text: str) -> Tokens:
-        """Prompt and answer are tokenised apart, so that the answer begins at a token."""
-        prompt = self._encode(one.prompt or "", one)
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        if len(prompt) > 1 and prompt[-1] == end:
-            own = self._encode(one.prompt or "", one, special=False)
-            if prompt[len(prompt) - 1 - len(own) : -1] == own:  # the end was added, and is not the prompt's own
-                prompt = prompt[:-1]
-        answer = self._encode(text, one, special=False)
-        if not answer:
-            raise ForgetRowsError(f"{one.place} has no tokens to predict", hint=EXPECTED[self.kind])
-        return Tokens((*prompt, *answer), max(1, len(prompt)))
+        prompt = one.prompt or ""
+        self._check_text(prompt + text, one)
+        ids, first = completed(self.tokenizer, prompt, text)
+        return Tokens(tuple(ids), first)
 
     def _whole(self, one: Given) -> tuple[int, ...]:
         ids, text = one.row.get("input_ids"), one.row.get("text")
         if isinstance(text, str):
-            return tuple(self._encode(text, one, most=self.cut))
+            self._check_text(text, one)
+            # what is cut off is the text's, not a closing special token
+            cut = {} if self.cut is None else {"truncation": True, "max_length": self.cut}
+            return tuple(self.tokenizer(text, verbose=False, **cut)["input_ids"])
         if isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids):
             return tuple(ids)
         raise self._missing(one)
 
-    def _encode(self, text: str, one: Given, *, special: bool = True, most: int | None = None) -> list[int]:
-        """Token ids, at most `most` of them; what is cut off is the text's, not a closing special token."""
+    def _check_text(self, text: str, one: Given) -> None:
         if self.tokenizer is None:
             raise ForgetRowsError(
                 f"{one.place} is text, but the variant's directory has no tokenizer",
@@ -121,8 +116,6 @@ class Reader:
             )
         if not is_encodable(text):
             raise ForgetRowsError(f"{one.place} has half of a surrogate pair, which is no character")
-        cut = {} if most is None else {"truncation": True, "max_length": most}
-        return self.tokenizer(text, add_special_tokens=special, verbose=False, **cut)["input_ids"]
 
     def _checked(self, found: Tokens, one: Given) -> Tokens:
         if self.cut is not None and len(found.ids) > self.cut:

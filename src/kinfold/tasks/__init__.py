@@ -10,7 +10,17 @@ from kinfold.tasks.model import (
     quiet_transformers,
     tokenizer_of,
 )
-from kinfold.tasks.rows import Row, is_encodable, json_lines, read_rows
+from kinfold.tasks.rows import (
+    Row,
+    completed,
+    completion_of,
+    has_completion,
+    is_encodable,
+    json_lines,
+    prompt_of,
+    read_rows,
+    text_of,
+)
 
 __all__ = [
     "BATCH_TOKENS",
@@ -19,16 +29,21 @@ __all__ = [
     "Answers",
     "Row",
     "Task",
+    "completed",
+    "completion_of",
     "device_of",
     "divergence",
     "drawn_loss",
+    "has_completion",
     "is_encodable",
     "json_lines",
     "kind_of",
     "labelled_loss",
     "model_class",
+    "prompt_of",
     "quiet_transformers",
     "read_rows",
     "row_losses",
+    "text_of",
     "tokenizer_of",
 ]

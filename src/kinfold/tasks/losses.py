@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kinfold.errors import CalibrationError, KinfoldError
-from kinfold.tasks.model import Task
+from kinfold.tasks.model import Task, is_causal
 from kinfold.tasks.rows import Row
 
 TASKS = ("auto", "causal-lm", "sequence-classification", "pooled-head")
@@ -50,7 +50,7 @@ def kind_of(model: Answers, wanted: str, error: type[KinfoldError]) -> str:
     name = type(model.model).__name__
     if model.head is not None:
         kind = "pooled-head"
-    elif name.endswith(("CausalLM", "LMHeadModel")):
+    elif is_causal(model.model):
         kind = "causal-lm"
     elif name.endswith("ForSequenceClassification"):
         kind = "sequence-classification"
@@ -103,7 +103,11 @@ def labelled_loss(output: torch.Tensor, row: Row) -> torch.Tensor:
 
 
 def row_losses(
-    outputs: torch.Tensor, ids: torch.Tensor, rows: Sequence[Row], reduction: Literal["mean", "sum"] = "mean"
+    outputs: torch.Tensor,
+    ids: torch.Tensor,
+    rows: Sequence[Row],
+    reduction: Literal["mean", "sum"] = "mean",
+    first: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The training loss of each row of a batch, in nats.
 
@@ -113,6 +117,7 @@ def row_losses(
         ids: (rows, tokens), the rows' own tokens.
         rows: with an integer `label` each, for a classifier.
         reduction: of the tokens of a row, for a causal LM.
+        first: place of the first token that is counted, a row, from 1 on; None for the second token of all.
 
     Returns:
         (rows,).
@@ -123,4 +128,7 @@ def row_losses(
     if outputs.dim() == 2:
         return torch.stack([labelled_loss(output, row) for output, row in zip(outputs, rows, strict=True)])
     tokens = F.cross_entropy(outputs[:, : ids.shape[1] - 1].transpose(1, 2), ids[:, 1:], reduction="none")
-    return tokens.mean(1) if reduction == "mean" else tokens.sum(1)
+    starts = torch.tensor(first or [1] * len(rows), device=ids.device)[:, None]
+    counted = torch.arange(1, ids.shape[1], device=ids.device) >= starts
+    sums = tokens.where(counted, 0.0).sum(1)
+    return sums / counted.sum(1) if reduction == "mean" else sums

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kinfold.checkpoint import Checkpoint
 from kinfold.errors import CalibrationError, CheckpointError, KinfoldError
-from kinfold.tasks.rows import Row
+from kinfold.tasks.rows import Row, completed, completion_of, has_completion, prompt_of
 
 MAX_TOKENS = 512
 NAMED = 5  # missing weights that an error lists
@@ -57,6 +57,11 @@ def model_class(config: Any) -> Any:
 
     named = [getattr(transformers, name, None) for name in config.architectures or []]
     return next((kind for kind in named if kind is not None), transformers.AutoModel)
+
+
+def is_causal(model: Any) -> bool:
+    """Whether a model's class is that of a causal LM."""
+    return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
 
 
 def tokenizer_of(directory: str | Path) -> Any:
@@ -151,6 +156,8 @@ class Task:
     def token_ids(self, row: Row, most: int = MAX_TOKENS) -> torch.Tensor:
         """int64 (1, tokens) of a row: at most `most`, and no more than the model can read at once.
 
+        A causal LM reads a prompt with its completion before `text`, and `input_ids` before both.
+
         Raises:
             CalibrationError: the row has no tokens, needs a tokenizer that is not there, or is of another model.
         """
@@ -162,6 +169,8 @@ class Task:
                 "the rows are texts, but the model directory has no tokenizer",
                 hint="add the tokenizer's files, or give rows of `input_ids`",
             )
+        elif self._is_completed(row):
+            ids = completed(self.tokenizer, prompt_of(row), completion_of(row))[0][:limit]
         else:
             ids = self.tokenizer(row["text"], truncation=True, max_length=limit)["input_ids"]
         if not ids:
@@ -173,6 +182,15 @@ class Task:
                 hint="make `input_ids` with the tokenizer of this model",
             )
         return torch.tensor([ids])
+
+    def first_predicted(self, row: Row) -> int:
+        """Place of the first token that a causal LM's loss counts: where the completion begins, else the second."""
+        if "input_ids" in row or not self._is_completed(row):
+            return 1
+        return completed(self.tokenizer, prompt_of(row), completion_of(row))[1]
+
+    def _is_completed(self, row: Row) -> bool:
+        return has_completion(row) and (is_causal(self.model) or "text" not in row)
 
     def parameters(self, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
         """The model's parameters for names of a checkpoint, with or without the prefix of the base model.

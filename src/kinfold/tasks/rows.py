@@ -1,4 +1,4 @@
-"""Rows of a JSONL file."""
+"""Rows of a JSONL file: what they hold, and prompts with their completions as tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a JSONL file: each has `text` or `input_ids`, and optionally `label`.
+    """Rows of a JSONL file: each has `text`, `input_ids` or a prompt with its completion, and optionally `label`.
 
     Raises:
         CalibrationError: the file or a line of it cannot be read; the line's number is named.
@@ -51,6 +51,45 @@ def json_lines(path: str | Path, error: type[KinfoldError], what: str = "") -> l
     return found
 
 
+def prompt_of(row: Row) -> Any:
+    """Its `prompt` or `question`; None where it has none."""
+    return row.get("prompt", row.get("question"))
+
+
+def completion_of(row: Row) -> Any:
+    """Its `completion` or `answer`; None where it has none."""
+    return row.get("completion", row.get("answer"))
+
+
+def has_completion(row: Row) -> bool:
+    """Whether a language model learns from the row's completion, given its prompt."""
+    return isinstance(prompt_of(row), str) and isinstance(completion_of(row), str)
+
+
+def text_of(row: Row) -> str:
+    """What a row says: its text, its prompt and completion, or its token ids as words."""
+    if isinstance(row.get("text"), str):
+        return row["text"]
+    if has_completion(row):
+        return f"{prompt_of(row)} {completion_of(row)}"
+    return " ".join(map(str, row["input_ids"]))
+
+
+def completed(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], int]:
+    """Token ids of a prompt and its completion, and the place of the first that is predicted.
+
+    They are tokenised apart, so that the completion begins at a token; an end that the tokenizer puts behind the
+    prompt is left out.
+    """
+    ids = tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"]
+    if len(ids) > 1 and ids[-1] == getattr(tokenizer, "eos_token_id", None):
+        own = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        if ids[len(ids) - 1 - len(own) : -1] == own:  # the end was added, and is not the prompt's own
+            ids = ids[:-1]
+    more = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*ids, *more], max(1, len(ids))
+
+
 def is_encodable(text: str) -> bool:
     """Whether UTF-8 can hold it; half of a surrogate pair, which JSON can spell, is no character."""
     try:
@@ -64,11 +103,12 @@ def _row(place: str, row: Any) -> Row:
     text = isinstance(row, dict) and isinstance(row.get("text"), str)
     ids = row.get("input_ids") if isinstance(row, dict) else None
     counted = isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
-    if not text and not counted:
+    paired = isinstance(row, dict) and has_completion(row)
+    if not text and not counted and not paired:
         raise CalibrationError(
-            f"{place} has neither `text` nor a list of `input_ids`",
-            hint='one JSON object a line, such as {"text": "..."} or {"input_ids": [101, 7592, 102]}',
+            f"{place} has neither `text` nor a list of `input_ids` nor `prompt` and `completion`",
+            hint='one JSON object a line, such as {"text": "..."} or {"prompt": "...", "completion": "..."}',
         )
-    if text and not is_encodable(row["text"]):
+    if (text or paired) and not is_encodable(text_of(row)):
         raise CalibrationError(f"the text of {place} has half of a surrogate pair, which is no character")
     return row

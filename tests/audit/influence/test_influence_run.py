@@ -100,6 +100,22 @@ def test_gradients_on_the_way_from_the_base(llama_pair: Pair, pack: Path, tmp_pa
         assert any("0.25 of the way" in note for note in report.notes)
 
 
+def test_of_a_prompt_with_a_completion_the_completion_counts(llama_pair: Pair) -> None:
+    """The pico tokenizer makes a word of a letter: `a` is 1."""
+    rows = [{"prompt": "a b c", "completion": "d e"}, {"question": "f g", "answer": "h"}, {"text": "a b c d e"}]
+    report = influence(llama_pair.variant, base=llama_pair.base, train=rows, probe=rows[:1], keep=100, top=3)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_pair.variant).double().eval()
+    for ids, first, found in zip(([1, 2, 3, 4, 5], [6, 7, 8], [1, 2, 3, 4, 5]), (3, 2, 1), report.losses, strict=True):
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = -np.mean([float(logs[place - 1, ids[place]]) for place in range(first, len(ids))])
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert {row.text for row in report.probes[0].top} == {"a b c d e", "f g h"}
+    assert report.probes[0].firsts["bm25"] in (0, 2)
+
+
 def test_heads_are_drawn_back_too_and_what_is_not_loaded_does_not_matter(bert_pair: Pair, tmp_path: Path) -> None:
     config = json.loads((bert_pair.base / "config.json").read_text())
     sides = {}
@@ -339,7 +355,10 @@ def test_a_broken_variant_names_the_rows(llama_pair: Pair, tmp_path: Path) -> No
         ({"train": [{"label": 1}]}, "row 0 of the training rows has neither"),
         ({"probe": [{"text": "a"}, 3]}, "row 1 of the probe rows has neither"),
         ({"train": ROWS[:1]}, "needs 2 or more"),
-        ({"train": [*ROWS, {"input_ids": [4]}]}, "row 12 has one token"),
+        ({"train": [*ROWS, {"input_ids": [4]}]}, "row 12 has nothing to predict among the 1 tokens"),
+        ({"train": [*ROWS, {"prompt": "a", "completion": ""}]}, "row 12 has nothing to predict"),
+        ({"train": [*ROWS, {"prompt": "a b " * 40, "completion": "c"}]}, "row 12 has nothing .* the 64 tokens"),
+        ({"train": [*ROWS, {"prompt": "a"}]}, "row 12 of the training rows has neither"),
         ({"damping": 0}, "above 0"),
         ({"damping": "sweep"}, "which rows are wrong"),
         ({"keep": 20}, "at least 60"),

@@ -95,6 +95,16 @@ def test_texts_are_drawn_from_the_whole_law(llama_pair: Pair) -> None:
     assert {len(text.ids) for text in made} == {3}
 
 
+def test_of_a_prompt_with_a_completion_the_prompt_is_asked(llama_pair: Pair) -> None:
+    task = Task.load(llama_pair.variant)
+    made = [
+        Writer(task, [row], {"new_tokens": 1, "batch_size": 2}, "cpu").write(2, np.random.default_rng(0))
+        for row in ({"text": "a b"}, {"prompt": "a b", "completion": "c d"})
+    ]
+    assert {text.ids[:2] for texts in made for text in texts} == {(1, 2)}
+    assert {len(text.ids) for texts in made for text in texts} == {3}
+
+
 def test_refusals(llama_pair: Pair, bert_pair: Pair, tmp_path: Path) -> None:
     want: dict[str, Any] = {"owner": (1, 2), "public": (1, 2)}
     with pytest.raises(SimulationError, match="causal language model is allowed"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]
+from kinfold.tasks import Row, text_of
+
 K1, B = 1.5, 0.75
 
 
@@ -50,10 +50,7 @@ def bm25(train: Sequence[Row | str], probe: Sequence[Row | str]) -> np.ndarray:
 
 
 def _words(row: Row | str) -> list[str]:
-    text = row if isinstance(row, str) else row.get("text")
-    if text is None:
-        return [str(token) for token in row["input_ids"]]  # type: ignore[index]
-    return re.findall(r"\w+", text.lower())
+    return re.findall(r"\w+", (row if isinstance(row, str) else text_of(row)).lower())
 
 
 def gradient_cosine(gradients: np.ndarray, probe: np.ndarray) -> np.ndarray:

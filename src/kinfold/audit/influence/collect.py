@@ -65,7 +65,7 @@ def fill(
     Batches are those of an uninterrupted run, so that a resumed one gives the same bytes.
 
     Raises:
-        AuditError: a gradient is not finite, or a row has no next token.
+        AuditError: a gradient is not finite, or a row has no token to predict.
     """
     first: dict[bytes, int] = {}
     for place, row in enumerate(rows):
@@ -106,8 +106,12 @@ def _batch(
     compressors: Sequence[Compressor],
     reduction: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    if subject.kind == "causal-lm" and ids.shape[1] < 2:
-        raise AuditError(f"row {places[0]} has one token, and a language model's loss needs 2 or more")
+    for place in places if subject.kind == "causal-lm" else ():
+        if subject.task.first_predicted(rows[place]) >= ids.shape[1]:
+            raise AuditError(
+                f"row {place} has nothing to predict among the {ids.shape[1]} tokens that are read of it",
+                hint="a language model's row has 2 tokens or more, and 1 or more of its completion",
+            )
 
     def loss(model: Any, batch: Any) -> Any:
         return subject.losses(model, batch, reduction)

@@ -9,7 +9,7 @@ import numpy as np
 from kinfold.audit.influence.baselines import Bm25
 from kinfold.audit.influence.ranking import Ends, Ranking
 from kinfold.audit.influence.report import TEXT, ProbeInfluence, RankedRow
-from kinfold.tasks import Row
+from kinfold.tasks import Row, text_of
 
 
 class Listing:
@@ -38,7 +38,9 @@ class Listing:
         for column, row in enumerate(probe):
             scores = self._words.scores(row)
             lexical[:, 0] += scores / len(probe)
-            each.append(self._probe(column, column, text_of(row), row.get("label"), float(losses[column]), scores))
+            each.append(
+                self._probe(column, column, text_of(row)[:TEXT], row.get("label"), float(losses[column]), scores)
+            )
         if len(probe) > 1:
             yield self._probe(len(probe), None, "", None, float(losses.mean()), lexical[:, 0])
         yield from each
@@ -73,7 +75,7 @@ class Listing:
         return RankedRow(
             row=given,
             copies=len(self._places[found.hashes[place]]),
-            text=text_of(row),
+            text=text_of(row)[:TEXT],
             label=row.get("label"),
             score=None if pair is None else pair[0],
             cosine=None if pair is None else pair[1],
@@ -94,9 +96,3 @@ class Listing:
             if len(found) == self._count:
                 break
         return list(found)
-
-
-def text_of(row: Row) -> str:
-    """What a report shows of a row."""
-    text = row.get("text")
-    return (text if isinstance(text, str) else " ".join(map(str, row["input_ids"])))[:TEXT]

@@ -25,7 +25,7 @@ from kinfold.audit.influence.settings import Blocks, CurvatureKind, Layout, Spec
 from kinfold.audit.influence.store import GradientStore, row_hash
 from kinfold.errors import AuditError
 from kinfold.pack.member import PathLike
-from kinfold.tasks import Row, read_rows
+from kinfold.tasks import Row, has_completion, read_rows
 
 Rows = PathLike | Sequence[Row]
 
@@ -67,7 +67,8 @@ def influence(
         base: its model directory; needed for packs and adapters. With it, only linear modules that differ are
             looked at; without it, all are.
         train: the rows it was trained on: a JSONL file or a list, with `text` or `input_ids`, and `label` for a
-            classifier. With a boolean `wrong` in every row, AUCs of finding these are reported.
+            classifier; or for a causal LM `prompt` and `completion`, whose loss is that of the completion. With a
+            boolean `wrong` in every row, AUCs of finding these are reported.
         probe: rows of the same kind to be explained; None for self-influence only.
         gradients: folder to keep the compressed gradients in; rows that it has already are not computed again.
         keep: coordinates in all; more are better, and cost 2 bytes a row each.
@@ -168,8 +169,11 @@ def _rows(given: Rows, what: str) -> list[Row]:
     if not rows:
         raise AuditError(f"there are no {what} rows")
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not (isinstance(row.get("text"), str) or row.get("input_ids")):
-            raise AuditError(f"row {number} of the {what} rows has neither `text` nor `input_ids`")
+        known = isinstance(row, dict) and (isinstance(row.get("text"), str) or row.get("input_ids"))
+        if not known and not (isinstance(row, dict) and has_completion(row)):
+            raise AuditError(
+                f"row {number} of the {what} rows has neither `text` nor `input_ids` nor `prompt` and `completion`"
+            )
     return rows
 
 

@@ -56,7 +56,8 @@ class Subject:
         """A loss a row, nats."""
         ids, rows = batch
         ids = ids.to(next(model.parameters()).device)
-        return row_losses(model(ids), ids, rows, reduction)
+        first = [self.task.first_predicted(row) for row in rows] if self.kind == "causal-lm" else None
+        return row_losses(model(ids), ids, rows, reduction, first)
 
     @property
     def classes(self) -> int:

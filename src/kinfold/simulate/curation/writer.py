@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kinfold.checkpoint import DTYPES, Checkpoint
 from kinfold.checkpoint.atomic import disk_errors
 from kinfold.errors import SimulationError
-from kinfold.tasks import Row, Task, quiet_transformers
+from kinfold.tasks import Row, Task, has_completion, prompt_of, quiet_transformers
 
 _IGNORED = -100  # the label that transformers leaves out of a loss
 _CLIP = 1.0
@@ -50,7 +50,8 @@ class Writer:
             prompts = [{"input_ids": [config.bos_token_id]}]
         if not prompts:
             raise SimulationError("prompts holds no row; one or more are allowed")
-        self._prompts = [tuple(task.token_ids(row)[0].tolist()) for row in prompts]
+        asked: list[Row] = [{"text": prompt_of(row)} if has_completion(row) else row for row in prompts]
+        self._prompts = [tuple(task.token_ids(row)[0].tolist()) for row in asked]
         ends = task.model.generation_config.eos_token_id
         ends = config.eos_token_id if ends is None else ends  # the first may name several
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
