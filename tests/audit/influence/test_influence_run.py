@@ -97,6 +97,7 @@ def test_gradients_on_the_way_from_the_base(llama_pair: Pair, pack: Path, tmp_pa
         )
         assert report.scores is not None
         assert np.abs(report.scores - expected).max() < 2e-3 * np.abs(expected).max()
+        assert report.at == 0.25
         assert any("0.25 of the way" in note for note in report.notes)
 
 

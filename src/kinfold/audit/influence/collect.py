@@ -37,21 +37,6 @@ def plan(subject: Subject, spec: Spec, reduction: Any) -> tuple[list[Compressor]
     return compressors, store
 
 
-def check_rows(subject: Subject, rows: Sequence[Row], what: str) -> None:
-    """Refuse rows that the variant has no loss for, before any work.
-
-    Raises:
-        AuditError: names the row.
-    """
-    for number, row in enumerate(rows):
-        label = row.get("label")
-        if subject.kind != "causal-lm" and (type(label) is not int or not 0 <= label < subject.classes):
-            raise AuditError(
-                f"row {number} of the {what} rows has label {label!r}; the variant knows 0 to {subject.classes - 1}",
-                hint='{"text": "...", "label": 0}, with labels numbered as in training',
-            )
-
-
 def fill(
     store: GradientStore,
     subject: Subject,

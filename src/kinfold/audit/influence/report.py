@@ -75,6 +75,7 @@ class InfluenceSummary:
     Attributes:
         variant, base: as given.
         task, reduction: how a row's loss is taken.
+        at: where gradients are taken on the way from the base, 0, to the variant, 1.
         rows: training rows, repeats counted.
         keep: coordinates kept of each gradient, of `size` values in the modules looked at.
         modules: how many.
@@ -92,6 +93,7 @@ class InfluenceSummary:
     base: str
     task: str
     reduction: str
+    at: float
     rows: int
     keep: int
     size: int

@@ -13,21 +13,19 @@ import numpy as np
 
 from kinfold.audit.influence import subject as subjects
 from kinfold.audit.influence.baselines import Bm25
-from kinfold.audit.influence.collect import check_rows, fill, gradients_of, plan
+from kinfold.audit.influence.collect import fill, gradients_of, plan
 from kinfold.audit.influence.estimate import Estimate
 from kinfold.audit.influence.listing import Listing
 from kinfold.audit.influence.mask import Quota
 from kinfold.audit.influence.metrics import mislabel_auc
 from kinfold.audit.influence.ranking import Ranking, own_scores, rank, weighted
 from kinfold.audit.influence.report import InfluenceReport
+from kinfold.audit.influence.rows import Rows, check_rows, rows_of, wrong_rows
 from kinfold.audit.influence.scores import sweep
 from kinfold.audit.influence.settings import Blocks, CurvatureKind, Layout, Spec
 from kinfold.audit.influence.store import GradientStore, row_hash
 from kinfold.errors import AuditError
 from kinfold.pack.member import PathLike
-from kinfold.tasks import Row, has_completion, read_rows
-
-Rows = PathLike | Sequence[Row]
 
 
 def influence(
@@ -112,8 +110,8 @@ def influence(
     )
     if mask not in ("entry", "neuron") or reduction not in ("mean", "sum"):
         raise AuditError(f"mask {mask!r} with reduction {reduction!r}; entry or neuron, and mean or sum are allowed")
-    rows, asked = _rows(train, "training"), None if probe is None else _rows(probe, "probe")
-    wrong = _wrong(rows, damping)
+    rows, asked = rows_of(train, "training"), None if probe is None else rows_of(probe, "probe")
+    wrong = wrong_rows(rows, damping)
     with subjects.opened(variant, base, modules, task, device, at) as subject:
         check_rows(subject, rows, "training")
         check_rows(subject, asked or [], "probe")
@@ -142,6 +140,7 @@ def influence(
         base="" if base is None else str(base),
         task=subject.kind,
         reduction=reduction,
+        at=at,
         rows=len(rows),
         keep=layout.width,
         size=sum(c.size for c in compressors) // masks,
@@ -162,31 +161,6 @@ def influence(
         losses=losses,
         norms=norms,
     )
-
-
-def _rows(given: Rows, what: str) -> list[Row]:
-    rows = read_rows(given) if isinstance(given, (str, Path)) else list(given)
-    if not rows:
-        raise AuditError(f"there are no {what} rows")
-    for number, row in enumerate(rows):
-        known = isinstance(row, dict) and (isinstance(row.get("text"), str) or row.get("input_ids"))
-        if not known and not (isinstance(row, dict) and has_completion(row)):
-            raise AuditError(
-                f"row {number} of the {what} rows has neither `text` nor `input_ids` nor `prompt` and `completion`"
-            )
-    return rows
-
-
-def _wrong(rows: Sequence[Row], damping: Any) -> np.ndarray | None:
-    """Which rows are marked as wrong, where all say."""
-    marks = [row.get("wrong") for row in rows]
-    known = all(type(mark) is bool for mark in marks) and len(set(marks)) == 2
-    if damping == "sweep" and not known:
-        raise AuditError(
-            "a sweep of the damping needs to know which rows are wrong, to see which damping finds them",
-            hint="a boolean `wrong` in every training row, some true and some false; or --damping 0.3",
-        )
-    return np.array(marks, bool) if known else None
 
 
 def _check_memory(layout: Layout, rows: int, probes: int, full: bool, limit: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from blake3 import blake3
 from torch import nn
 
 from kinfold.audit.influence.attributor import choose_modules
-from kinfold.audit.influence.gradients import is_linear
+from kinfold.audit.influence.names import base_names, linear_modules, names_of, plain
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.adapter import is_adapter
 from kinfold.checkpoint.fingerprint import specs_of
@@ -116,17 +116,17 @@ def _subject(path: Path, directory: Path, member: Member | None, modules: Sequen
     left_out, left_share, notes = [], None, []
     if member is None:
         checkpoint = Checkpoint.open(directory)
-        mark, known = fingerprint(specs_of(checkpoint), digests(checkpoint)), _linear(model)
+        mark, known = fingerprint(specs_of(checkpoint), digests(checkpoint)), linear_modules(model)
         found = known
     elif member.kind == "adapter":
         mark = member.fingerprint
-        found = known = {_plain(name): module for name, module in choose_modules(model, None).items()}
+        found = known = {plain(name): module for name, module in choose_modules(model, None).items()}
         if not any(".lora_" in name for name in known):
             raise AuditError(f"no linear module of the base is adapted by `{path}`, so there is nothing to look at")
         notes.append("gradients are by the adapter's own factors")
     else:
         mark = blake3(path.read_bytes()).hexdigest() if path.is_file() else member.fingerprint
-        known = _linear(model, _base_names(member))
+        known = linear_modules(model, base_names(member))
         found, left_out, left_share = _changed(member, known)
     if modules is not None:
         wanted = [name if name.endswith(".weight") else f"{name}.weight" for name in modules]
@@ -153,39 +153,12 @@ def _draw_back(subject: Subject, member: Member, at: float) -> None:
             if ".lora_B." in name or ".lora_embedding_B." in name:
                 parameter.mul_(at)
     else:
-        names, changed = _names(subject.model, _base_names(member)), set(member.changed)
+        names, changed = names_of(subject.model, base_names(member)), set(member.changed)
         for parameter in subject.model.parameters():
             if (name := names[id(parameter)]) in changed:  # what the model does not load has no parameter
                 parameter.sub_(member.delta(name).to(parameter), alpha=1 - at)
     subject.fingerprint += f" at {at:g}"  # gradients elsewhere are of another store
     subject.notes.append(f"gradients are taken at {at:g} of the way from the base")
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("model.")
-
-
-def _base_names(member: Member) -> dict[str, str]:
-    return {own: name for name, own in member.own.items()}
-
-
-def _linear(model: Answers, base_names: Mapping[str, str] | None = None) -> dict[str, nn.Module]:
-    """Linear modules by the names of their weights, see `_names`."""
-    names = _names(model, base_names or {})
-    return {names[id(module.weight)]: module for module in model.modules() if is_linear(module)}
-
-
-def _names(model: Answers, base_names: Mapping[str, str]) -> dict[int, str]:
-    """By id, of each parameter: the base's name for it, else the model's; of tied ones the embedding's."""
-    prefix = getattr(model.model, "base_model_prefix", "") + "."
-    spelled: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        spelled.setdefault(id(parameter), []).append(_plain(name))
-    found = {}
-    for place, own in spelled.items():
-        spellings = [s for name in own for s in (name, name.removeprefix(prefix), prefix + name)]
-        found[place] = next((base_names[s] for s in spellings if s in base_names), own[0])
-    return found
 
 
 def _changed(member: Member, known: dict[str, nn.Module]) -> tuple[dict[str, nn.Module], list[str], float]:
