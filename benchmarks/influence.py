@@ -17,6 +17,7 @@ import json
 import os
 import random
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def jobs(task: str) -> list[dict[str, Any]]:
         for job in found
         for seed in (SEEDS if task == "digits" and job["compressor"] != "pca" else (0,))
     ]
+    if task == "movie":
+        points[4:4] = [points[0] | {"at": at} for at in (0.25, 0.1)]  # on the way from the base
     if task == "digits":
         points += [
             {"task": task, "blocks": b, "seed": 0, "compressor": "none", "keep": 4096} for b in ("module", "joint")
@@ -82,7 +85,7 @@ class MovieTask:
 
     truth = None
 
-    def __init__(self, smoke: bool) -> None:
+    def __init__(self, smoke: bool, at: float = 1.0) -> None:
         rows, steps = (64, 4) if smoke else (MOVIE_ROWS, MOVIE_STEPS)
         source = ALL_TASKS["movie"].rows()
         drawn = random.Random(0).sample(source.train, rows)
@@ -94,7 +97,7 @@ class MovieTask:
         if not directory.is_dir():
             finetune(base_model(), noisy, directory, steps=steps)
         print(f"training rows {accuracy(directory, noisy):.3f}, test {accuracy(directory, test):.3f}", flush=True)
-        with opened(directory, base_model(), None, "auto", "auto") as subject:
+        with opened(directory, base_model(), None, "auto", "auto", at) as subject:
             self.net, self.loss = subject.model, subject.losses
             self.modules = tuple(name.removesuffix(".weight") for name in subject.modules)
             self._prefixed(subject)
@@ -178,9 +181,9 @@ def main() -> None:
     with kept_points("influence") as (done, keep):
         for name in chosen.task:
             todo = [job for job in jobs(name) if not is_measured(job, done)]
-            task = TASKS[name](smoke=False) if todo else None
+            made = cache(partial(TASKS[name], False))
             for job in todo:
-                keep(measure(job, task))
+                keep(measure(job, made(*[job["at"]] if "at" in job else [])))
                 print(done[-1], flush=True)
                 save(RESULTS / "influence.json", done)
 
