@@ -23,6 +23,7 @@ from kinfold.tasks import (
     quiet_transformers,
     read_rows,
     row_losses,
+    text_of,
 )
 from models import Pair, raw, save
 
@@ -51,7 +52,8 @@ def test_only_newlines_end_a_row(tmp_path: Path, mark: str) -> None:
     "line",
     ["{", "[1]", "7", "{}", '{"text": 1}', '{"input_ids": []}', '{"input_ids": [1, -1]}', '{"input_ids": [1.5]}',
      '{"input_ids": [true]}', '{"input_ids": "12"}', '{"prompt": "a"}', '{"prompt": 1, "completion": "b"}',
-     '{"question": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}'],
+     '{"question": "a", "completion": null}', '{"prompt": "a", "completion": "\\ud800"}',
+     '{"text": "a", "question": "b", "answer": "\\ud800"}'],
 )  # fmt: skip
 def test_an_unreadable_line_is_named(tmp_path: Path, line: str) -> None:
     path = rows(tmp_path, '{"text": "a"}\n\n' + line + "\n")
@@ -103,21 +105,33 @@ def test_a_causal_lm_answers_with_the_logits_of_all_but_the_last_position(llama_
 
 
 def test_a_prompt_and_its_completion_are_one_row_of_a_causal_lm(llama_pair: Any, classifier_pair: Any) -> None:
+    """What is missing may be null, as in rows of several data sets."""
     task = Task.load(llama_pair.variant)
-    for names in (("prompt", "completion"), ("question", "answer")):
-        row = dict(zip(names, ("a b z", "c d"), strict=True))
-        assert task.token_ids(row).tolist() == [[1, 2, 26, 3, 4]]
-        assert task.token_ids(row, 4).tolist() == [[1, 2, 26, 3]]
-        assert task.token_ids(row | {"text": "e"}).tolist() == [[1, 2, 26, 3, 4]]
-        assert task.token_ids(row | {"input_ids": [7]}).tolist() == [[7]]
-        assert task.first_predicted(row) == 3
-        assert [task.first_predicted(row | more) for more in ({"prompt": "", "question": ""}, {"input_ids": [7]})] == [
-            1,
-            1,
-        ]
+    pair = {"prompt": "a b z", "completion": "c d"}
+    asked = {"question": "a b z", "answer": "c d"}
+    for row in (
+        pair,
+        asked,
+        pair | {"text": "e", "input_ids": [7]},
+        asked | dict.fromkeys(pair),
+        pair | {"text": None},
+    ):
+        assert task.reading(row) == ([1, 2, 26, 3, 4], 3)
+    assert task.token_ids(pair, 4).tolist() == [[1, 2, 26, 3]]
+    assert task.reading(pair | {"prompt": ""}) == ([3, 4], 1)
+    assert task.reading({"text": "a b", "input_ids": None}) == task.reading({"text": "e", "input_ids": [1, 2]})
+    assert Task(task.model, None, None).reading(pair | {"input_ids": [7, 8]}) == ([7, 8], 1)
     classifier = Task(Task.load(classifier_pair.variant).model, task.tokenizer, None)
-    assert classifier.token_ids({"prompt": "a", "completion": "b", "text": "e f"}).tolist() == [[5, 6]]
-    assert classifier.token_ids({"prompt": "a", "completion": "b"}).tolist() == [[1, 2]]
+    assert classifier.reading(pair | {"text": "e f", "input_ids": []}) == ([5, 6], 1)
+    with pytest.raises(CalibrationError, match="prompts with completions are for causal language models"):
+        classifier.reading(pair | {"text": None})
+
+
+def test_what_a_row_says() -> None:
+    pair = {"prompt": "a b", "completion": "c"}
+    assert text_of(pair | {"text": "e", "input_ids": [1]}) == "a b c"
+    assert text_of(pair | {"text": "e", "label": 1}) == "e"
+    assert text_of({"input_ids": [1, 2], "text": None}) == "1 2"
 
 
 def test_a_classifier_answers_with_its_logits(classifier_pair: Any) -> None:

@@ -199,9 +199,11 @@ def compare(
     codecs
         With commas; options follow after colons: osd,dare:value_bits=1. All that ship where not given.
     calibrate
-        JSONL of texts or input_ids, for scores that weigh errors by what they do to the outputs.
+        JSONL of texts, input_ids, or prompts and completions, for scores that weigh errors by what they do to
+        the outputs.
     rows
-        JSONL of texts or input_ids on which outputs are compared; random tokens where not given.
+        JSONL of texts, input_ids, or prompts and completions, on which outputs are compared; random tokens where
+        not given.
     metric
         MODULE:FUNCTION of yours that takes a model directory and returns a number, higher is better.
     figure

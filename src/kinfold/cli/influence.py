@@ -36,6 +36,7 @@ def influence(
     damping: str = "0.3",
     at: float = 1.0,
     reduction: Literal["mean", "sum"] = "mean",
+    max_tokens: int = 512,
     task: Literal["auto", "causal-lm", "sequence-classification", "pooled-head"] = "auto",
     top: int = 20,
     suspects: Path | None = None,
@@ -60,7 +61,7 @@ def influence(
         Model directory, pack, or PEFT adapter.
     train
         JSONL of the rows it was trained on: text or input_ids, with label for a classifier; or prompt
-        and completion.
+        and completion (question and answer), whose loss is the completion's.
     probe
         JSONL of rows to explain; not needed with --self.
     base
@@ -89,6 +90,8 @@ def influence(
         Where gradients are taken on the way from the base (0) to the variant (1); 0.25 finds the rows of a fact best.
     reduction
         Of the losses of a row's tokens: mean or sum.
+    max_tokens
+        Longer rows are cut to this many tokens, or to what the model reads at once.
     task
         auto, causal-lm, sequence-classification or pooled-head.
     top
@@ -148,6 +151,7 @@ def influence(
         damping=_damping(damping),
         at=at,
         reduction=reduction,
+        max_tokens=max_tokens,
         task=task,
         top=top,
         full=full is not None,

@@ -75,8 +75,8 @@ def pack(
     option
         KEY=VALUE for the codec; may be repeated.
     calibrate
-        JSONL of texts or input_ids: fold chooses its codes so that the model answers them as the variant does;
-        osd weighs errors by what they do to the outputs.
+        JSONL of texts, input_ids, or prompts and completions: fold chooses its codes so that the model answers them as
+        the variant does; osd weighs errors by what they do to the outputs.
     labels
         Whose answers Fisher information is taken at: drawn from the model, or the data's.
     seed

@@ -99,13 +99,13 @@ class Reader:
 
     def _whole(self, one: Given) -> tuple[int, ...]:
         ids, text = one.row.get("input_ids"), one.row.get("text")
+        if isinstance(ids, list) and ids and all(type(token) is int and token >= 0 for token in ids):
+            return tuple(ids)
         if isinstance(text, str):
             self._check_text(text, one)
             # what is cut off is the text's, not a closing special token
             cut = {} if self.cut is None else {"truncation": True, "max_length": self.cut}
             return tuple(self.tokenizer(text, verbose=False, **cut)["input_ids"])
-        if isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids):
-            return tuple(ids)
         raise self._missing(one)
 
     def _check_text(self, text: str, one: Given) -> None:

@@ -3,6 +3,7 @@
 from kinfold.tasks.losses import TASKS, Answers, divergence, drawn_loss, kind_of, labelled_loss, row_losses
 from kinfold.tasks.model import (
     BATCH_TOKENS,
+    MAX_TOKENS,
     TOKENIZER_FILES,
     Task,
     device_of,
@@ -24,6 +25,7 @@ from kinfold.tasks.rows import (
 
 __all__ = [
     "BATCH_TOKENS",
+    "MAX_TOKENS",
     "TASKS",
     "TOKENIZER_FILES",
     "Answers",

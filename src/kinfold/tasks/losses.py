@@ -128,7 +128,7 @@ def row_losses(
     if outputs.dim() == 2:
         return torch.stack([labelled_loss(output, row) for output, row in zip(outputs, rows, strict=True)])
     tokens = F.cross_entropy(outputs[:, : ids.shape[1] - 1].transpose(1, 2), ids[:, 1:], reduction="none")
-    starts = torch.tensor(first or [1] * len(rows), device=ids.device)[:, None]
+    starts = torch.tensor([1] * len(rows) if first is None else first, device=ids.device)[:, None]
     counted = torch.arange(1, ids.shape[1], device=ids.device) >= starts
     sums = tokens.where(counted, 0.0).sum(1)
     return sums / counted.sum(1) if reduction == "mean" else sums

@@ -135,11 +135,13 @@ class Task:
         """Token ids of all rows, those of one length together: no padding, so outputs are those of the rows alone."""
         return [ids for _, ids in self.grouped(rows)]
 
-    def grouped(self, rows: Sequence[Row], limit: int = BATCH_TOKENS) -> list[tuple[list[int], torch.Tensor]]:
-        """The same with the places of the rows in `rows`; `limit` is the most rows a batch."""
+    def grouped(
+        self, rows: Sequence[Row], limit: int = BATCH_TOKENS, most: int = MAX_TOKENS
+    ) -> list[tuple[list[int], torch.Tensor]]:
+        """The same with the places of the rows in `rows`; `limit` is the most rows a batch, `most` tokens a row."""
         by_length: dict[int, list[tuple[int, torch.Tensor]]] = {}
         for place, row in enumerate(rows):
-            ids = self.token_ids(row)
+            ids = self.token_ids(row, most)
             by_length.setdefault(ids.shape[1], []).append((place, ids))
         found = []
         for length, same in sorted(by_length.items()):
@@ -154,25 +156,41 @@ class Task:
         return self.head is not None or self.model.base_model is not self.model  # a head stands on a base model
 
     def token_ids(self, row: Row, most: int = MAX_TOKENS) -> torch.Tensor:
-        """int64 (1, tokens) of a row: at most `most`, and no more than the model can read at once.
+        """int64 (1, tokens) of a row, see `reading`."""
+        return torch.tensor([self.reading(row, most)[0]])
 
-        A causal LM reads a prompt with its completion before `text`, and `input_ids` before both.
+    def reading(self, row: Row, most: int = MAX_TOKENS) -> tuple[list[int], int]:
+        """Token ids of a row, and the place of the first that a causal LM's loss counts.
+
+        A causal LM reads a prompt with its completion, else `input_ids`, else `text`, and the loss is over the
+        completion, else over all tokens but the first. Other models read no prompts.
+
+        Args:
+            row: as `read_rows` gives it.
+            most: tokens; longer rows are cut to them, or to what the model can read at once.
 
         Raises:
             CalibrationError: the row has no tokens, needs a tokenizer that is not there, or is of another model.
         """
         limit = min(most, getattr(self.model.config, "max_position_embeddings", None) or most)
-        if "input_ids" in row:
+        paired = is_causal(self.model) and has_completion(row)
+        first = 1
+        if row.get("input_ids") and not (paired and self.tokenizer):
             ids = row["input_ids"][:limit]
         elif self.tokenizer is None:
             raise CalibrationError(
                 "the rows are texts, but the model directory has no tokenizer",
                 hint="add the tokenizer's files, or give rows of `input_ids`",
             )
-        elif self._is_completed(row):
-            ids = completed(self.tokenizer, prompt_of(row), completion_of(row))[0][:limit]
-        else:
+        elif paired:
+            ids, first = completed(self.tokenizer, prompt_of(row), completion_of(row))
+            ids = ids[:limit]
+        elif isinstance(row.get("text"), str):
             ids = self.tokenizer(row["text"], truncation=True, max_length=limit)["input_ids"]
+        else:
+            raise CalibrationError(
+                f"the row {row} has no `text`; prompts with completions are for causal language models"
+            )
         if not ids:
             raise CalibrationError(f"the row {row} has no tokens", hint="remove rows of empty text")
         known = self.model.get_input_embeddings().num_embeddings
@@ -181,16 +199,7 @@ class Task:
                 f"a row has token {max(ids)}, the model knows those below {known}",
                 hint="make `input_ids` with the tokenizer of this model",
             )
-        return torch.tensor([ids])
-
-    def first_predicted(self, row: Row) -> int:
-        """Place of the first token that a causal LM's loss counts: where the completion begins, else the second."""
-        if "input_ids" in row or not self._is_completed(row):
-            return 1
-        return completed(self.tokenizer, prompt_of(row), completion_of(row))[1]
-
-    def _is_completed(self, row: Row) -> bool:
-        return has_completion(row) and (is_causal(self.model) or "text" not in row)
+        return ids, first
 
     def parameters(self, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
         """The model's parameters for names of a checkpoint, with or without the prefix of the base model.

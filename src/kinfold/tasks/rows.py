@@ -53,12 +53,12 @@ def json_lines(path: str | Path, error: type[KinfoldError], what: str = "") -> l
 
 def prompt_of(row: Row) -> Any:
     """Its `prompt` or `question`; None where it has none."""
-    return row.get("prompt", row.get("question"))
+    return row.get("question") if row.get("prompt") is None else row["prompt"]
 
 
 def completion_of(row: Row) -> Any:
     """Its `completion` or `answer`; None where it has none."""
-    return row.get("completion", row.get("answer"))
+    return row.get("answer") if row.get("completion") is None else row["completion"]
 
 
 def has_completion(row: Row) -> bool:
@@ -67,11 +67,11 @@ def has_completion(row: Row) -> bool:
 
 
 def text_of(row: Row) -> str:
-    """What a row says: its text, its prompt and completion, or its token ids as words."""
+    """What a row says to people: its prompt and completion, its text, or its token ids as words."""
+    if has_completion(row) and "label" not in row:  # a classifier's row is its text
+        return f"{prompt_of(row)} {completion_of(row)}"
     if isinstance(row.get("text"), str):
         return row["text"]
-    if has_completion(row):
-        return f"{prompt_of(row)} {completion_of(row)}"
     return " ".join(map(str, row["input_ids"]))
 
 
@@ -109,6 +109,7 @@ def _row(place: str, row: Any) -> Row:
             f"{place} has neither `text` nor a list of `input_ids` nor `prompt` and `completion`",
             hint='one JSON object a line, such as {"text": "..."} or {"prompt": "...", "completion": "..."}',
         )
-    if (text or paired) and not is_encodable(text_of(row)):
+    said = [row.get("text"), prompt_of(row), completion_of(row)]
+    if not all(is_encodable(part) for part in said if isinstance(part, str)):
         raise CalibrationError(f"the text of {place} has half of a surrogate pair, which is no character")
     return row

@@ -24,7 +24,8 @@ SHARD = 7 * (2 * 10 + 40)  # seven rows
 
 def spec(**changes: Any) -> StoreSpec:
     blocks = [Block(name="a.weight", shape=[3, 4], width=4), Block(name="b.weight", shape=[5, 5], width=6)]
-    settings = {"variant": "v", "base": "b", "task": "causal-lm", "reduction": "mean", "tokenizer": "", "mask": "entry"}
+    settings = {"variant": "v", "base": "b", "task": "causal-lm", "reduction": "mean", "tokenizer": ""}
+    settings |= {"max_tokens": 512, "mask": "entry"}
     return StoreSpec(**(settings | {"seed": 0, "masks": 1, "coordinates": "c", "blocks": blocks} | changes))
 
 
@@ -173,7 +174,7 @@ def test_no_store_and_no_room_for_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change", [{"variant": "w"}, {"base": "other"}, {"seed": 1}, {"coordinates": "d"}, {"reduction": "sum"},
-               {"tokenizer": "t"}, {"task": "pooled-head"}, {"mask": "neuron"}, {"masks": 2}]
+               {"tokenizer": "t"}, {"max_tokens": 9}, {"task": "pooled-head"}, {"mask": "neuron"}, {"masks": 2}]
 )  # fmt: skip
 def test_other_gradients_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     store = made(tmp_path / "x.grads", 3)

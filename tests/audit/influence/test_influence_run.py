@@ -134,6 +134,45 @@ def test_heads_are_drawn_back_too_and_what_is_not_loaded_does_not_matter(bert_pa
     np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "gamma"])
+def test_weights_that_transformers_renames_are_drawn_back_too(tmp_path: Path, bert_pair: Pair, kind: str) -> None:
+    """At 0 all losses are the base's, also where a checkpoint's names are not the model's."""
+    rows = LABELLED
+    if kind == "mixtral":
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        config = MixtralConfig(
+            vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, num_local_experts=2, max_position_embeddings=32,
+        )  # fmt: skip
+        for seed, side in enumerate(("base", "variant")):
+            torch.manual_seed(seed)
+            MixtralForCausalLM(config).save_pretrained(tmp_path / side)
+    else:
+        for side, directory in zip(("base", "variant"), bert_pair, strict=True):
+            old = {
+                name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+                for name, tensor in load_file(directory / "model.safetensors").items()
+            }
+            if side == "variant":
+                old = {name: tensor + ("LayerNorm" in name) for name, tensor in old.items()}
+            head = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+            own = {"head.weight": head, "head.bias": torch.zeros(3)} if side == "variant" else {}
+            save(tmp_path / side, old | own, json.loads((directory / "config.json").read_text()))
+    there = influence(tmp_path / "variant", base=tmp_path / "base", train=rows, keep=200, at=0)
+    before = influence(tmp_path / "variant", base=tmp_path / "base", train=rows, keep=200)
+    if kind == "gamma":  # the head is new, so it stays
+        assert any("is the variant's there too: head" in note for note in there.notes)
+        head = load_file(tmp_path / "variant" / "model.safetensors")
+        base = load_file(tmp_path / "base" / "model.safetensors")
+        (tmp_path / "base" / "model.safetensors").unlink()
+        both = base | {name: head[name] for name in ("head.weight", "head.bias")}
+        save_file(both, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    expected = influence(tmp_path / "base", train=rows, keep=200)
+    np.testing.assert_allclose(there.losses, expected.losses, rtol=1e-5)
+    assert np.abs(before.losses - expected.losses).max() > 1e-3
+
+
 def test_an_adapters_delta_is_scaled(tmp_path: Path, llama_pair: Pair) -> None:
     folder = tmp_path / "adapter"
     make(llama(), folder, target_modules=["q_proj", "down_proj"], r=2)
@@ -356,9 +395,15 @@ def test_a_broken_variant_names_the_rows(llama_pair: Pair, tmp_path: Path) -> No
         ({"train": [{"label": 1}]}, "row 0 of the training rows has neither"),
         ({"probe": [{"text": "a"}, 3]}, "row 1 of the probe rows has neither"),
         ({"train": ROWS[:1]}, "needs 2 or more"),
-        ({"train": [*ROWS, {"input_ids": [4]}]}, "row 12 has nothing to predict among the 1 tokens"),
-        ({"train": [*ROWS, {"prompt": "a", "completion": ""}]}, "row 12 has nothing to predict"),
-        ({"train": [*ROWS, {"prompt": "a b " * 40, "completion": "c"}]}, "row 12 has nothing .* the 64 tokens"),
+        (
+            {"train": [*ROWS, {"input_ids": [4]}]},
+            "row 12 of the training rows has nothing to predict among its first 1 tokens",
+        ),
+        ({"probe": [{"input_ids": [4]}]}, "row 0 of the probe rows has nothing to predict"),
+        ({"train": [*ROWS, {"prompt": "a", "completion": ""}]}, "row 12 .* has nothing to predict"),
+        ({"train": [*ROWS, {"prompt": "a b " * 40, "completion": "c"}]}, "row 12 .* its first 64 tokens"),
+        ({"train": [*ROWS, {"prompt": "a b c", "completion": "d"}], "max_tokens": 3}, "row 12 .* its first 3 tokens"),
+        ({"max_tokens": 0}, "max_tokens 0"),
         ({"train": [*ROWS, {"prompt": "a"}]}, "row 12 of the training rows has neither"),
         ({"damping": 0}, "above 0"),
         ({"damping": "sweep"}, "which rows are wrong"),

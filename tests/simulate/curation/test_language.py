@@ -103,6 +103,9 @@ def test_of_a_prompt_with_a_completion_the_prompt_is_asked(llama_pair: Pair) -> 
     ]
     assert {text.ids[:2] for texts in made for text in texts} == {(1, 2)}
     assert {len(text.ids) for texts in made for text in texts} == {3}
+    with pytest.raises(SimulationError, match="has no tokens"):
+        Writer(task, [{"prompt": " ", "completion": "c"}], {}, "cpu")
+    Writer(Task(task.model, None, None), [{"prompt": "a", "completion": "c", "input_ids": [4]}], {}, "cpu")
 
 
 def test_refusals(llama_pair: Pair, bert_pair: Pair, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def plan(subject: Subject, spec: Spec, reduction: Any) -> tuple[list[Compressor]
         task=subject.kind,
         reduction=reduction,
         tokenizer=subject.tokenizer,
+        max_tokens=subject.max_tokens,
         mask=spec.compressor,
         seed=spec.seed,
         masks=spec.masks,
@@ -50,13 +51,13 @@ def fill(
     Batches are those of an uninterrupted run, so that a resumed one gives the same bytes.
 
     Raises:
-        AuditError: a gradient is not finite, or a row has no token to predict.
+        AuditError: a gradient is not finite.
     """
     first: dict[bytes, int] = {}
     for place, row in enumerate(rows):
         first.setdefault(row_hash(row), place)
     places, hashes, done = list(first.values()), list(first), set(store.hashes)
-    batches = subject.task.grouped([rows[place] for place in places], batch_size)
+    batches = subject.task.grouped([rows[place] for place in places], batch_size, subject.max_tokens)
     with progress("gradients", sum(ids.numel() for _, ids in batches)) as advance, evaluating(subject.model):
         for members, ids in batches:
             fresh = [number for number, member in enumerate(members) if hashes[member] not in done]
@@ -78,7 +79,7 @@ def gradients_of(
     gradients = np.empty((len(rows), sum(c.width for c in compressors)), np.float32)
     losses = np.empty(len(rows), np.float32)
     with evaluating(subject.model):
-        for places, ids in subject.task.grouped(rows, batch_size):
+        for places, ids in subject.task.grouped(rows, batch_size, subject.max_tokens):
             gradients[places], losses[places] = _batch(subject, ids, places, rows, compressors, reduction)
     return gradients, losses
 
@@ -91,12 +92,6 @@ def _batch(
     compressors: Sequence[Compressor],
     reduction: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    for place in places if subject.kind == "causal-lm" else ():
-        if subject.task.first_predicted(rows[place]) >= ids.shape[1]:
-            raise AuditError(
-                f"row {place} has nothing to predict among the {ids.shape[1]} tokens that are read of it",
-                hint="a language model's row has 2 tokens or more, and 1 or more of its completion",
-            )
 
     def loss(model: Any, batch: Any) -> Any:
         return subject.losses(model, batch, reduction)

@@ -34,7 +34,7 @@ def names_of(model: Answers, of_base: Mapping[str, str]) -> dict[int, str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         spelled.setdefault(id(parameter), []).append(plain(name))
     found = {}
-    for place, own in spelled.items():
+    for identity, own in spelled.items():
         spellings = [s for name in own for s in (name, name.removeprefix(prefix), prefix + name)]
-        found[place] = next((of_base[s] for s in spellings if s in of_base), own[0])
+        found[identity] = next((of_base[s] for s in spellings if s in of_base), own[0])
     return found

@@ -57,8 +57,15 @@ def check_rows(subject: Subject, rows: Sequence[Row], what: str) -> None:
 
     Raises:
         AuditError: names the row.
+        CalibrationError: a row has no tokens, or is of another model.
     """
     for number, row in enumerate(rows):
+        ids, first = subject.task.reading(row, subject.max_tokens)
+        if subject.kind == "causal-lm" and first >= len(ids):
+            raise AuditError(
+                f"row {number} of the {what} rows has nothing to predict among its first {len(ids)} tokens",
+                hint="a row has 2 tokens or more, and 1 or more of its completion within --max-tokens",
+            )
         label = row.get("label")
         if subject.kind != "causal-lm" and (type(label) is not int or not 0 <= label < subject.classes):
             raise AuditError(

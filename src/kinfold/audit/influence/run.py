@@ -26,6 +26,7 @@ from kinfold.audit.influence.settings import Blocks, CurvatureKind, Layout, Spec
 from kinfold.audit.influence.store import GradientStore, row_hash
 from kinfold.errors import AuditError
 from kinfold.pack.member import PathLike
+from kinfold.tasks import MAX_TOKENS
 
 
 def influence(
@@ -45,6 +46,7 @@ def influence(
     damping: float | Literal["sweep"] = 0.3,
     at: float = 1.0,
     reduction: Literal["mean", "sum"] = "mean",
+    max_tokens: int = MAX_TOKENS,
     task: str = "auto",
     top: int = 20,
     full: bool = False,
@@ -82,6 +84,7 @@ def influence(
         at: where gradients are taken on the way from the base, 0, to the variant, 1. At the end of training those of
             rows that taught the same cancel each other; at 0.25 they agree, which finds the rows of a fact.
         reduction: of the losses of a row's tokens.
+        max_tokens: longer rows are cut to this many, or to what the model reads at once.
         task: `auto`, `causal-lm`, `sequence-classification` or `pooled-head`.
         top: rows to list at each end.
         full: keep the scores of all pairs in `report.scores`.
@@ -96,8 +99,9 @@ def influence(
         CalibrationError: a file of rows cannot be read.
         CheckpointError, PackError, AdapterError, WrongBaseError: the variant or base cannot be read.
     """
-    if top < 1 or batch_size < 1:
-        raise AuditError(f"top is {top} and batch_size {batch_size}; whole numbers of 1 or more are allowed")
+    if min(top, batch_size, max_tokens) < 1:
+        counts = f"top is {top}, batch_size {batch_size} and max_tokens {max_tokens}"
+        raise AuditError(f"{counts}; whole numbers of 1 or more are allowed")
     spec = Spec(
         keep=keep,
         compressor=mask,
@@ -112,7 +116,7 @@ def influence(
         raise AuditError(f"mask {mask!r} with reduction {reduction!r}; entry or neuron, and mean or sum are allowed")
     rows, asked = rows_of(train, "training"), None if probe is None else rows_of(probe, "probe")
     wrong = wrong_rows(rows, damping)
-    with subjects.opened(variant, base, modules, task, device, at) as subject:
+    with subjects.opened(variant, base, modules, task, device, at, max_tokens) as subject:
         check_rows(subject, rows, "training")
         check_rows(subject, asked or [], "probe")
         compressors, store_spec = plan(subject, spec, reduction)

@@ -56,6 +56,7 @@ class StoreSpec(_Model):
         task: how a row's loss is taken.
         reduction: of the losses of a row's tokens.
         tokenizer: BLAKE3 over the tokenizer's files, empty where there are none.
+        max_tokens: of a row that are read.
         mask, seed, masks: which coordinates are kept.
         coordinates: BLAKE3 over names and kept indices.
         blocks: the columns in order.
@@ -66,6 +67,7 @@ class StoreSpec(_Model):
     task: str
     reduction: Literal["mean", "sum"]
     tokenizer: str
+    max_tokens: Annotated[int, Field(ge=1)]
     mask: str
     seed: int
     masks: Annotated[int, Field(ge=1, lt=1 << 20)]

@@ -15,14 +15,14 @@ from blake3 import blake3
 from torch import nn
 
 from kinfold.audit.influence.attributor import choose_modules
-from kinfold.audit.influence.names import base_names, linear_modules, names_of, plain
+from kinfold.audit.influence.names import base_names, linear_modules, plain
 from kinfold.checkpoint import Checkpoint, digests, fingerprint
 from kinfold.checkpoint.adapter import is_adapter
 from kinfold.checkpoint.fingerprint import specs_of
 from kinfold.errors import AdapterError, AuditError, MissingExtraError
 from kinfold.pack.member import Base, Member, PathLike
 from kinfold.pack.members import materialise, open_member
-from kinfold.tasks import TASKS, TOKENIZER_FILES, Answers, Row, Task, device_of, kind_of, row_losses
+from kinfold.tasks import MAX_TOKENS, TASKS, TOKENIZER_FILES, Answers, Row, Task, device_of, kind_of, row_losses
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Subject:
         left_out: tensors that differ from the base's and are not looked at.
         left_share: their share of the delta's energy; None where it is not known.
         notes: what a reader of scores must know.
+        max_tokens: of a row that are read.
     """
 
     task: Task
@@ -51,12 +52,14 @@ class Subject:
     left_out: list[str]
     left_share: float | None
     notes: list[str]
+    max_tokens: int = MAX_TOKENS
 
     def losses(self, model: Any, batch: tuple[torch.Tensor, Sequence[Row]], reduction: Any = "mean") -> torch.Tensor:
         """A loss a row, nats."""
         ids, rows = batch
         ids = ids.to(next(model.parameters()).device)
-        first = [self.task.first_predicted(row) for row in rows] if self.kind == "causal-lm" else None
+        causal = self.kind == "causal-lm"
+        first = [self.task.reading(row, self.max_tokens)[1] for row in rows] if causal else None
         return row_losses(model(ids), ids, rows, reduction, first)
 
     @property
@@ -74,6 +77,7 @@ def opened(
     task: str,
     device: str,
     at: float = 1.0,
+    max_tokens: int = MAX_TOKENS,
 ) -> Iterator[Subject]:
     """Load a model directory, a pack or a PEFT adapter, `at` of the way from its base.
 
@@ -100,18 +104,19 @@ def opened(
             materialise(member, directory)
         elif member is not None and member.kind == "adapter":
             directory = member.base.checkpoint.directory
-        subject = _subject(path, directory, member, modules)
-        if member is not None and at != 1:
-            _draw_back(subject, member, at)
+        subject = _subject(path, directory, member, modules, at)
+        subject.max_tokens = max_tokens
         subject.kind = kind_of(subject.model, task, AuditError)
         subject.model.to(chosen)
         yield subject
 
 
-def _subject(path: Path, directory: Path, member: Member | None, modules: Sequence[str] | None) -> Subject:
+def _subject(path: Path, directory: Path, member: Member | None, modules: Sequence[str] | None, at: float) -> Subject:
     task = Task.load(directory)
     if member is not None and member.kind == "adapter":
-        _adapt(task, path)
+        _adapt(task, path, at)
+    elif member is not None and at != 1:
+        task = task.rebuilt(_between(member, at))
     model = Answers(task)
     left_out, left_share, notes = [], None, []
     if member is None:
@@ -141,24 +146,22 @@ def _subject(path: Path, directory: Path, member: Member | None, modules: Sequen
         notes.append("of the output layer, which is tied to the embedding, the output side only is looked at")
     base = member.base.fingerprint if member is not None else ""
     tokenizer = _tokenizer_hash(directory)
+    if at != 1 and member is not None:
+        mark += f" at {at:g}"  # gradients elsewhere are of another store
+        notes.append(f"gradients are taken at {at:g} of the way from the base")
+        if member.whole:
+            names = ", ".join(member.whole[:3]) + (", ..." if len(member.whole) > 3 else "")
+            notes.append(f"what the base has not, or in another shape, is the variant's there too: {names}")
     found = dict(sorted(found.items()))  # columns do not depend on how the model was found
     return Subject(task, model, "", found, mark, base, tokenizer, left_out, left_share, notes)
 
 
-@torch.no_grad()
-def _draw_back(subject: Subject, member: Member, at: float) -> None:
-    """Scale the delta of the model's weights, or of an adapter the factors that began at zero, in place."""
-    if member.kind == "adapter":
-        for name, parameter in subject.model.named_parameters():
-            if ".lora_B." in name or ".lora_embedding_B." in name:
-                parameter.mul_(at)
-    else:
-        names, changed = names_of(subject.model, base_names(member)), set(member.changed)
-        for parameter in subject.model.parameters():
-            if (name := names[id(parameter)]) in changed:  # what the model does not load has no parameter
-                parameter.sub_(member.delta(name).to(parameter), alpha=1 - at)
-    subject.fingerprint += f" at {at:g}"  # gradients elsewhere are of another store
-    subject.notes.append(f"gradients are taken at {at:g} of the way from the base")
+def _between(member: Member, at: float) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint `at` of the way from the base to the variant; those without a delta are the variant's."""
+    tensors = {name: member.value(name) for name in member.specs}
+    for name in member.changed:
+        tensors[member.own[name]] = member.base.checkpoint.read(name).float() + at * member.delta(name)
+    return tensors
 
 
 def _changed(member: Member, known: dict[str, nn.Module]) -> tuple[dict[str, nn.Module], list[str], float]:
@@ -181,8 +184,8 @@ def _tokenizer_hash(directory: Path) -> str:
     return hasher.hexdigest() if there else ""
 
 
-def _adapt(task: Task, adapter: Path) -> None:
-    """Put a PEFT adapter on the task's model, in place."""
+def _adapt(task: Task, adapter: Path, at: float) -> None:
+    """Put a PEFT adapter on the task's model, in place, its delta times `at`."""
     try:
         from peft import PeftModel
     except ModuleNotFoundError as missing:
@@ -193,3 +196,8 @@ def _adapt(task: Task, adapter: Path) -> None:
             task.model = PeftModel.from_pretrained(task.model, str(adapter)).get_base_model().eval()
     except (ValueError, RuntimeError, KeyError) as cause:
         raise AdapterError(f"PEFT cannot put `{adapter}` on the base: {cause}") from cause
+    if at != 1:
+        with torch.no_grad():
+            for name, parameter in task.model.named_parameters():
+                if ".lora_B." in name or ".lora_embedding_B." in name:  # the factors that began at zero
+                    parameter.mul_(at)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kinfold.checkpoint import DTYPES, Checkpoint
 from kinfold.checkpoint.atomic import disk_errors
 from kinfold.errors import SimulationError
-from kinfold.tasks import Row, Task, has_completion, prompt_of, quiet_transformers
+from kinfold.tasks import Row, Task, completed, has_completion, prompt_of, quiet_transformers
 
 _IGNORED = -100  # the label that transformers leaves out of a loss
 _CLIP = 1.0
@@ -50,8 +50,7 @@ class Writer:
             prompts = [{"input_ids": [config.bos_token_id]}]
         if not prompts:
             raise SimulationError("prompts holds no row; one or more are allowed")
-        asked: list[Row] = [{"text": prompt_of(row)} if has_completion(row) else row for row in prompts]
-        self._prompts = [tuple(task.token_ids(row)[0].tolist()) for row in asked]
+        self._prompts = [tuple(task.reading(_prompt(task, row))[0]) for row in prompts]
         ends = task.model.generation_config.eos_token_id
         ends = config.eos_token_id if ends is None else ends  # the first may name several
         self._ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
@@ -116,6 +115,16 @@ class Writer:
     def _cut(self, row: list[int], prompt: int) -> Text:
         end = next((place + 1 for place in range(prompt, len(row)) if row[place] in self._ends), len(row))
         return Text(tuple(row[:end]), end - prompt)
+
+
+def _prompt(task: Task, row: Row) -> Row:
+    """Of a row with a completion the prompt alone."""
+    if not has_completion(row) or task.tokenizer is None:
+        return row
+    ids = completed(task.tokenizer, prompt_of(row), "")[0]
+    if not ids:
+        raise SimulationError(f"the prompt of {row} has no tokens", hint="leave prompts out, and texts begin anywhere")
+    return {"input_ids": ids}
 
 
 def log_likelihoods(task: Task, texts: Sequence[Text]) -> NDArray:
