@@ -59,6 +59,7 @@ def jobs(task: str) -> list[dict[str, Any]]:
         for seed in (SEEDS if task == "digits" and job["compressor"] != "pca" else (0,))
     ]
     if task == "movie":
+        points = [point | {"at": 1.0} for point in points]
         points[4:4] = [points[0] | {"at": at} for at in (0.25, 0.1)]  # on the way from the base
     if task == "digits":
         points += [

@@ -15,7 +15,9 @@ A point a line goes to the cache as it is done, so a killed run goes on where it
 import argparse
 import csv
 import json
+import math
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -205,8 +207,14 @@ def points(name: str, table: Table, seed: int, done: set[str]) -> Iterator[dict[
         yield {"table": name, "seed": seed, **shape, **line}
 
 
+def source(table: str) -> str:
+    """KEEL's sets are many cuts of few tables, and ten digits are one: what a table was made of."""
+    return re.split(r"[^a-z]", table)[0]
+
+
 def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over tables of the means over seeds, mean ranks by AUROC, and each one's distance to `TCCM default`."""
+    """Means over sources of the means over their tables and seeds, mean ranks by AUROC among all methods, and each
+    one's distance to `TCCM default` with its standard error over sources."""
     means: dict[str, dict[str, dict[str, float]]] = {}
     for table in dict.fromkeys(point["table"] for point in found):
         for method in (*OURS, *PYOD):
@@ -214,18 +222,24 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             if rows:
                 keys = ("auroc", "auprc", "fit_seconds", "score_us_per_row", "bytes")
                 means.setdefault(table, {})[method] = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-    whole = [row for row in means.values() if len(row) == len(OURS) + len(PYOD)]  # a rival failed on the others
+    whole = {name: row for name, row in means.items() if len(row) == len(OURS) + len(PYOD)}  # a rival failed on others
+    by_source: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for name, methods in whole.items():
+        for one in methods.values():
+            above = sum(other["auroc"] > one["auroc"] for other in methods.values())
+            same = sum(other["auroc"] == one["auroc"] for other in methods.values())
+            one |= {"rank": 1 + above + (same - 1) / 2, "minus_default": one["auroc"] - methods[OURS[0]]["auroc"]}
+        by_source.setdefault(source(name), []).append(methods)
     result = []
     for method in (*OURS, *PYOD) if whole else ():
-        row = {key: float(np.mean([table[method][key] for table in whole])) for key in whole[0][method]}
-        better = [sum(other["auroc"] > table[method]["auroc"] for other in table.values()) for table in whole]
-        equal = [sum(other["auroc"] == table[method]["auroc"] for other in table.values()) for table in whole]
-        ranks = [1 + above + (same - 1) / 2 for above, same in zip(better, equal, strict=True)]
-        apart = [table[method]["auroc"] - table["TCCM default"]["auroc"] for table in whole]
-        error = float(np.std(apart, ddof=1) / len(apart) ** 0.5) if len(apart) > 1 else None
-        beside = {"auroc_minus_default": float(np.mean(apart)), "standard_error": error}
-        result.append({"method": method, "tables": len(whole), **row, "mean_rank": float(np.mean(ranks)), **beside})
-    return sorted(result, key=lambda row: row["mean_rank"])
+        parts = [
+            {k: float(np.mean([t[method][k] for t in some])) for k in some[0][method]} for some in by_source.values()
+        ]
+        row = {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}
+        apart = [part["minus_default"] for part in parts]
+        row["standard_error"] = float(np.std(apart, ddof=1) / len(apart) ** 0.5) if len(apart) > 1 else math.nan
+        result.append({"method": method, "tables": len(whole), "sources": len(parts), **row})
+    return sorted(result, key=lambda row: row["rank"])
 
 
 def main() -> None:
