@@ -3,7 +3,6 @@
 from kinfold.tasks.losses import TASKS, Answers, divergence, drawn_loss, kind_of, labelled_loss, row_losses
 from kinfold.tasks.model import (
     BATCH_TOKENS,
-    MAX_TOKENS,
     TOKENIZER_FILES,
     Task,
     device_of,
@@ -13,7 +12,6 @@ from kinfold.tasks.model import (
 )
 from kinfold.tasks.rows import (
     Row,
-    completed,
     completion_of,
     has_completion,
     is_encodable,
@@ -22,6 +20,7 @@ from kinfold.tasks.rows import (
     read_rows,
     text_of,
 )
+from kinfold.tasks.tokens import MAX_TOKENS, completed
 
 __all__ = [
     "BATCH_TOKENS",

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from kinfold.errors import CalibrationError, KinfoldError
-from kinfold.tasks.model import Task, is_causal
+from kinfold.tasks.model import Task
 from kinfold.tasks.rows import Row
+from kinfold.tasks.tokens import is_causal
 
 TASKS = ("auto", "causal-lm", "sequence-classification", "pooled-head")
 

@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from kinfold.checkpoint import Checkpoint
-from kinfold.errors import CalibrationError, CheckpointError, KinfoldError
-from kinfold.tasks.rows import Row, completed, completion_of, has_completion, prompt_of
+from kinfold.errors import CheckpointError, KinfoldError
+from kinfold.tasks.rows import Row
+from kinfold.tasks.tokens import MAX_TOKENS, tokens_of
 
-MAX_TOKENS = 512
 NAMED = 5  # missing weights that an error lists
 BATCH_TOKENS = 2048
 TOKENIZER_FILES = (  # any of these makes a tokenizer
@@ -57,11 +57,6 @@ def model_class(config: Any) -> Any:
 
     named = [getattr(transformers, name, None) for name in config.architectures or []]
     return next((kind for kind in named if kind is not None), transformers.AutoModel)
-
-
-def is_causal(model: Any) -> bool:
-    """Whether a model's class is that of a causal LM."""
-    return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
 
 
 def tokenizer_of(directory: str | Path) -> Any:
@@ -160,46 +155,8 @@ class Task:
         return torch.tensor([self.reading(row, most)[0]])
 
     def reading(self, row: Row, most: int = MAX_TOKENS) -> tuple[list[int], int]:
-        """Token ids of a row, and the place of the first that a causal LM's loss counts.
-
-        A causal LM reads a prompt with its completion, else `input_ids`, else `text`, and the loss is over the
-        completion, else over all tokens but the first. Other models read no prompts.
-
-        Args:
-            row: as `read_rows` gives it.
-            most: tokens; longer rows are cut to them, or to what the model can read at once.
-
-        Raises:
-            CalibrationError: the row has no tokens, needs a tokenizer that is not there, or is of another model.
-        """
-        limit = min(most, getattr(self.model.config, "max_position_embeddings", None) or most)
-        paired = is_causal(self.model) and has_completion(row)
-        first = 1
-        if row.get("input_ids") and not (paired and self.tokenizer):
-            ids = row["input_ids"][:limit]
-        elif self.tokenizer is None:
-            raise CalibrationError(
-                "the rows are texts, but the model directory has no tokenizer",
-                hint="add the tokenizer's files, or give rows of `input_ids`",
-            )
-        elif paired:
-            ids, first = completed(self.tokenizer, prompt_of(row), completion_of(row))
-            ids = ids[:limit]
-        elif isinstance(row.get("text"), str):
-            ids = self.tokenizer(row["text"], truncation=True, max_length=limit)["input_ids"]
-        else:
-            raise CalibrationError(
-                f"the row {row} has no `text`; prompts with completions are for causal language models"
-            )
-        if not ids:
-            raise CalibrationError(f"the row {row} has no tokens", hint="remove rows of empty text")
-        known = self.model.get_input_embeddings().num_embeddings
-        if max(ids) >= known:
-            raise CalibrationError(
-                f"a row has token {max(ids)}, the model knows those below {known}",
-                hint="make `input_ids` with the tokenizer of this model",
-            )
-        return ids, first
+        """Token ids of a row, at most `most`, and the place of the first that a loss counts, see `tokens_of`."""
+        return tokens_of(self.model, self.tokenizer, row, most)
 
     def parameters(self, names: Sequence[str]) -> dict[str, torch.nn.Parameter]:
         """The model's parameters for names of a checkpoint, with or without the prefix of the base model.

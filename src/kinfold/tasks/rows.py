@@ -1,4 +1,4 @@
-"""Rows of a JSONL file: what they hold, and prompts with their completions as tokens."""
+"""Rows of a JSONL file, and what they hold."""
 
 from __future__ import annotations
 
@@ -73,21 +73,6 @@ def text_of(row: Row) -> str:
     if isinstance(row.get("text"), str):
         return row["text"]
     return " ".join(map(str, row["input_ids"]))
-
-
-def completed(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], int]:
-    """Token ids of a prompt and its completion, and the place of the first that is predicted.
-
-    They are tokenised apart, so that the completion begins at a token; an end that the tokenizer puts behind the
-    prompt is left out.
-    """
-    ids = tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"]
-    if len(ids) > 1 and ids[-1] == getattr(tokenizer, "eos_token_id", None):
-        own = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids[len(ids) - 1 - len(own) : -1] == own:  # the end was added, and is not the prompt's own
-            ids = ids[:-1]
-    more = tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"]
-    return [*ids, *more], max(1, len(ids))
 
 
 def is_encodable(text: str) -> bool:
