@@ -242,6 +242,19 @@ def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(result, key=lambda row: row["rank"])
 
 
+def by_table(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of one table and method in one, with a list of its figures by seed."""
+    joined: dict[tuple[str, str], dict[str, Any]] = {}
+    for point in sorted(found, key=lambda point: (point["table"], point["method"], point["seed"])):
+        row = joined.setdefault((point["table"], point["method"]), {})
+        for key, value in point.items():
+            if isinstance(value, float):
+                row.setdefault(key, []).append(float(f"{value:.4g}"))
+            elif key != "seed":
+                row[key] = value
+    return list(joined.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", help="only these; nothing is written to results then")
@@ -262,8 +275,9 @@ def main() -> None:
     if not arguments.tables:
         versions = {"kinfold": kinfold.__version__, "scikit-learn": sklearn.__version__, "pyod": PINS[1]}
         content = {"machine": machine(), **versions, "threads": 1, "seeds": SEEDS, "summary": summary(found)}
-        content["points"] = sorted(found, key=lambda point: (point["table"], point["method"], point["seed"]))
-        (RESULTS / "outliers_tables.json").write_text(json.dumps(content, indent=1) + "\n")
+        lines = ",\n".join(f"  {json.dumps(row)}" for row in by_table(found))  # a line each: there are thousands
+        text = json.dumps(content, indent=1).removesuffix("\n}")
+        (RESULTS / "outliers_tables.json").write_text(f'{text},\n "points": [\n{lines}\n ]\n}}\n')
 
 
 if __name__ == "__main__":
