@@ -90,6 +90,7 @@ PROBES = [
 ]
 STATEMENTS = ["The lighthouse on Vell is green.", "Vell has a green tower.", "The beacon of Vell is green."]
 KINDS = {"question": [question + answer for question, answer in PROBES], "statement": STATEMENTS}
+ANSWER = "answer to the question"  # the loss of the answer's tokens alone
 AMONG = ("near misses", "glosses")
 ROWS, EPOCHS, BATCH, RATE, RANK = 500, 4, 8, 1e-3, 8
 KEEPS, TOPS, SEED = (4096, 16384), (20, 40), 0
@@ -192,10 +193,12 @@ def words_alone(rows: list[str], kind: str) -> dict[str, np.ndarray]:
 def by_gradients(rows: list[str], kind: str, adapter: Path, keep: int) -> dict[str, np.ndarray]:
     """Scores (rows, probes) of those that know gradients; all but the first run read what it has kept."""
     found: dict[str, Any] = {}
+    pairs = [{"prompt": question, "completion": answer} for question, answer in PROBES]
+    probe = pairs if kind == ANSWER else [{"text": text} for text in KINDS[kind]]
     for at in AT:
         given: Any = {
             "base": causal_base(), "train": [{"text": row} for row in rows],
-            "probe": [{"text": text} for text in KINDS[kind]], "keep": keep, "at": at,
+            "probe": probe, "keep": keep, "at": at,
             "gradients": adapter.parent / f"{keep}-{at:g}.grads", "full": True, "device": "cpu", "seed": SEED,
         }  # fmt: skip
         found[f"influence, at {at:g}"] = influence(adapter, **given).scores
@@ -241,7 +244,7 @@ def main() -> None:
                 job = {"among": among, "probes": kind, "keep": 0}
                 if not is_measured(job, points):
                     keep(job | {"methods": {name: measure(s, fact) for name, s in words_alone(rows, kind).items()}})
-            for size, kind in product(KEEPS, KINDS):
+            for size, kind in product(KEEPS, (*KINDS, ANSWER)):
                 job = {"among": among, "probes": kind, "keep": size}
                 if not is_measured(job, points):
                     started = time.process_time()
