@@ -48,7 +48,7 @@ from kinfold.demo.sources import base_model, cache_dir, writable_folder
 from kinfold.demo.texts import Row
 from kinfold.demo.train import record_path, train
 from kinfold.tasks import Task
-from points import is_measured, kept_points
+from points import is_measured, kept_points, write_points
 
 VARIANTS, NEAR = ("ng20", "wn", "news8", "movie"), ("ng20", "wn")
 SHARES, SEEDS = (0.0, 0.02, 0.05, 0.1, 0.3), (0, 1, 2)
@@ -255,11 +255,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     fresh = 0
-    planned = dict.fromkeys((*VARIANTS, *(f"{name}, half" for name in NEAR)), 0)
     with kept_points("outliers_requests") as (points, keep):
         for variant in [*far(arguments.variants), *(near(name) for name in NEAR if arguments.near)]:
             found = pools(variant)
-            planned[variant.name] = len(jobs(variant))
             for job in jobs(variant):
                 epochs = arguments.finetune if (job["source"], job["pi"]) == ("mixed", 0.1) else 0
                 job |= {"epochs": epochs} if epochs else {}
@@ -272,13 +270,14 @@ def main() -> None:
                 fresh += 1
                 told = next(line for line in points[-1]["methods"] if line["method"] == "sum + head")
                 print(json.dumps({**job, "seconds": time.perf_counter() - started, "default": told}), flush=True)
+    sources = dict.fromkeys(VARIANTS, len(ALL_TASKS)) | {f"{name}, half": 1 for name in NEAR}  # with `mixed`
+    planned = {name: len(SEEDS) * (1 + count * (len(SHARES) - 1)) for name, count in sources.items()}
     measured = {
-        name: {"cells": sum(point["variant"] == name for point in points), "planned": cells or "not begun"}
+        name: {"cells": sum(point["variant"] == name for point in points), "planned": cells}
         for name, cells in planned.items()
     }
     content = {"machine": machine(), "kinfold": kinfold.__version__, "threads": 1, "measured": measured}
-    content |= {"summary": summary(points), "points": points}
-    (RESULTS / "outliers_requests.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_points(RESULTS / "outliers_requests.json", content | {"summary": summary(points)}, points)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from kinfold.audit.outliers import TCCM
 from kinfold.audit.outliers.peers import Mahalanobis, ZNorm
 from kinfold.audit.outliers.rows import spread, standardised
 from kinfold.demo.sources import pip_package
-from points import kept_points
+from points import kept_points, write_points
 
 SEEDS = (0, 1, 2)
 PINS = ("torch==2.13.0", "pyod==3.6.7", "scikit-learn==1.9.1", "numpy==2.4.6")
@@ -249,7 +249,7 @@ def by_table(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row = joined.setdefault((point["table"], point["method"]), {})
         for key, value in point.items():
             if isinstance(value, float):
-                row.setdefault(key, []).append(float(f"{value:.4g}"))
+                row.setdefault(key, []).append(value)
             elif key != "seed":
                 row[key] = value
     return list(joined.values())
@@ -275,9 +275,7 @@ def main() -> None:
     if not arguments.tables:
         versions = {"kinfold": kinfold.__version__, "scikit-learn": sklearn.__version__, "pyod": PINS[1]}
         content = {"machine": machine(), **versions, "threads": 1, "seeds": SEEDS, "summary": summary(found)}
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in by_table(found))  # a line each: there are thousands
-        text = json.dumps(content, indent=1).removesuffix("\n}")
-        (RESULTS / "outliers_tables.json").write_text(f'{text},\n "points": [\n{lines}\n ]\n}}\n')
+        write_points(RESULTS / "outliers_tables.json", content, by_table(found))
 
 
 if __name__ == "__main__":
